@@ -1,0 +1,133 @@
+"""Noise on ground-truth boxes and labels (Sec. 4.3): data for the decoder, drawn outside every model.
+
+What the paper leaves open, our choice, and what the reference implementation (IDEA-Research/DN-DETR) does:
+
+- A flipped label becomes one of the *other* classes, so that gamma is the real rate of flips (with one class nothing can
+  flip). The reference draws from all classes: its real rate is gamma * (1 - 1 / C).
+- `center_shift` is lambda1 and `box_scale` lambda2. The reference has one scale for both.
+- Noised boxes are clamped to [0, 1] in cx, cy, w and h, so their corners may leave the image: as the reference does.
+- Images with fewer objects than the largest of the batch have padded slots. `valid` tells them apart, the decoder hides
+  them, the losses never see them. The reference lets real queries attend to them, so that there an image's result depends
+  on its neighbours in the batch.
+- Each image has its own generator, so that neither the batch nor the number of processes changes its noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from models.structures import STRICT, Assignment, Target, demand
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """The noise of Sec. 4.3 with the paper's defaults (Sec. 5.1).
+
+    Parts are switched off one by one: label denoising by `labels: false` (box only, Table 5), box noise by scales of 0
+    (label only), the attention mask by `isolated: false`.
+    """
+
+    groups: int = 5  # P, noised versions of every object
+    center_shift: float = 0.4  # lambda1: |dx| < lambda1 * w / 2
+    box_scale: float = 0.4  # lambda2: w becomes (1 - lambda2) * w .. (1 + lambda2) * w
+    label_flip: float = 0.2  # gamma: share of labels replaced by another class
+    labels: bool = True  # False: queries are told the unknown class, only the box is denoised
+    isolated: bool = True  # False: without the attention mask of Eq. 7
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        demand(
+            self,
+            groups=(self.groups >= 1, "1 or more (no denoising is `noise: null`)"),
+            center_shift=(0 <= self.center_shift <= 1, "from 0 to 1"),
+            box_scale=(0 <= self.box_scale <= 1, "from 0 to 1"),
+            label_flip=(0 <= self.label_flip <= 1, "from 0 to 1"),
+        )
+
+
+@dataclass(frozen=True)
+class NoisedTargets:
+    """Noised objects of a batch, group after group: K = groups * slots, at least one slot a group."""
+
+    labels: Tensor  # (B, K) int64; the unknown class C where labels are not denoised or the slot is padding
+    boxes: Tensor  # (B, K, 4) cxcywh in [0, 1]; the centre box where the slot is padding
+    valid: Tensor  # (B, K) bool, False = padding
+    groups: int
+
+    @property
+    def slots(self) -> int:
+        return self.valid.shape[1] // self.groups
+
+    def assignment(self) -> Assignment:
+        """Reconstruction: slot m of every group answers for object m of its own image."""
+        image, query = self.valid.nonzero(as_tuple=True)
+        return Assignment(image, query, query % self.slots)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> NoisedTargets:
+        labels, boxes, valid = (x.to(device, non_blocking=non_blocking) for x in (self.labels, self.boxes, self.valid))
+        return replace(self, labels=labels, boxes=boxes, valid=valid)
+
+
+def noise_targets(
+    targets: Sequence[Target], config: NoiseConfig, num_classes: int, rng: Sequence[torch.Generator]
+) -> NoisedTargets:
+    """P noised versions of every object of every image (Sec. 4.3, 4.4).
+
+    `rng` holds one CPU generator for each image. Targets are not changed. With scales of 0 the boxes come back exact.
+    """
+    draws = [draw_noise(len(t.labels), config.groups, num_classes, g) for t, g in zip(targets, rng, strict=True)]
+    return apply_noise(targets, draws, config, num_classes)
+
+
+class Draws(NamedTuple):
+    """The random numbers behind one image's noise: P groups of M objects."""
+
+    flip: Tensor  # (P, M) in [0, 1): the label is replaced where this is below gamma
+    offset: Tensor  # (P, M) int64: how many classes further the replacement lies
+    box: Tensor  # (P, M, 4) in [0, 1): cx, cy, w, h, where 0.5 leaves the box as it is
+
+
+def draw_noise(objects: int, groups: int, num_classes: int, rng: torch.Generator) -> Draws:
+    """Draw for one image; how much noise they make is decided later, in apply_noise."""
+    shape = (groups, objects)
+    flip = torch.rand(shape, generator=rng)
+    offset = torch.randint(1, num_classes, shape, generator=rng) if num_classes > 1 else torch.zeros(shape).long()
+    return Draws(flip, offset, torch.rand((*shape, 4), generator=rng))
+
+
+def apply_noise(
+    targets: Sequence[Target], draws: Sequence[Draws], config: NoiseConfig, num_classes: int
+) -> NoisedTargets:
+    """The noised queries that follow from the draws; tests feed recorded draws in here."""
+    device = targets[0].boxes.device
+    slots = max(1, *(len(t.labels) for t in targets))
+    shape = (len(targets), config.groups, slots)
+    labels = torch.full(shape, num_classes, device=device)  # B P M
+    boxes = torch.full((*shape, 4), 0.5, device=device)  # B P M 4
+    valid = torch.zeros(shape, dtype=torch.bool, device=device)  # B P M
+    for b, (target, draw) in enumerate(zip(targets, draws, strict=True)):
+        m = len(target.labels)
+        labels[b, :, :m] = noised_labels(target.labels, draw, config, num_classes)
+        boxes[b, :, :m] = noised_boxes(target.boxes, draw, config)
+        valid[b, :, :m] = True
+    return NoisedTargets(labels.flatten(1), boxes.flatten(1, 2), valid.flatten(1), config.groups)
+
+
+def noised_labels(labels: Tensor, draw: Draws, config: NoiseConfig, num_classes: int) -> Tensor:
+    """(M,) clean labels to (P, M): flipped to another class with probability gamma."""
+    if not config.labels:
+        return torch.full_like(draw.offset, num_classes, device=labels.device)
+    flip = draw.flip.to(labels.device) < config.label_flip
+    return torch.where(flip, (labels + draw.offset.to(labels.device)) % num_classes, labels)
+
+
+def noised_boxes(boxes: Tensor, draw: Draws, config: NoiseConfig) -> Tensor:
+    """(M, 4) clean boxes to (P, M, 4): centres shifted by up to lambda1 / 2 of the size, sizes scaled by 1 +- lambda2."""
+    reach = torch.cat((boxes[:, 2:] * config.center_shift / 2, boxes[:, 2:] * config.box_scale), dim=1)  # M 4
+    return (boxes + (2 * draw.box.to(boxes.device) - 1) * reach).clamp(0, 1)

@@ -1,0 +1,89 @@
+"""Decoder queries as label + position (Sec. 4.1, 4.5): matching queries, preceded by noised objects while training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.denoising.layout import QueryLayout
+from models.denoising.noise import NoisedTargets
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a decoder is told besides the image."""
+
+    denoise: NoisedTargets | None = None  # objects to reconstruct
+    isolated: bool = True  # False: matching queries see them (Sec. 5.7.1, known objects)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What a decoder starts from."""
+
+    content: Tensor  # (B, W, D)
+    position: Tensor  # (B, W, 4 for anchor boxes | 2 for anchor points | D for embeddings), as the host stores it
+    layout: QueryLayout
+    padding: Tensor | None = None  # (B, W) bool, True = an empty slot; None = none
+
+    def blocked(self) -> Tensor | None:
+        """(B, W, W) or None, True = may not attend: the mask of Eq. 7, with empty slots hidden from every query.
+
+        No row is wholly blocked: everyone may see the matching queries.
+        """
+        if not self.layout.denoising:
+            return None
+        blocked = self.layout.blocked(self.content.device)[None]
+        return blocked if self.padding is None else blocked | self.padding[:, None, :]
+
+
+class LabelEmbedding(nn.Module):
+    """Class embeddings, one for the unknown class, and the indicator as last channel (Sec. 4.5)."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.table = nn.Embedding(num_classes + 1, width - 1)
+        self.unknown = num_classes
+
+    def forward(self, labels: Tensor, indicator: Tensor | float) -> Tensor:
+        """(...) labels, `unknown` allowed, to (..., D). The indicator is 1 for told objects and 0 for matching queries."""
+        return with_indicator(self.table(labels), indicator)
+
+
+def with_indicator(embedding: Tensor, indicator: Tensor | float) -> Tensor:
+    """(..., D-1) to (..., D): append the 0/1 indicator of Sec. 4.5."""
+    column = torch.as_tensor(indicator, dtype=embedding.dtype, device=embedding.device).expand(embedding.shape[:-1])
+    return torch.cat((embedding, column[..., None]), dim=-1)
+
+
+def assemble(
+    content: Tensor,
+    position: Tensor,
+    known: Known | None,
+    *,
+    batch: int,
+    label: LabelEmbedding,
+    locate: Callable[[Tensor], Tensor],
+) -> Queries:
+    """Queries of a batch: the noised objects that are known, then the matching queries.
+
+    `content` (N, D) and `position` (N, ...) are the host's matching queries; `locate` turns (B, K, 4) boxes into the host's
+    positions. An empty slot has content 0 and the position of the centre box, as in the reference, but is hidden.
+    The label table is always part of the graph, so that every process of a parallel training has a gradient for it.
+    """
+    content = content.expand(batch, *content.shape)
+    position = position.expand(batch, *position.shape)
+    noised = known.denoise if known is not None else None
+    if noised is None:
+        layout = QueryLayout(groups=0, slots=0, queries=content.shape[1])
+        return Queries(content + 0 * label.table.weight.sum(), position, layout)
+    told = label(noised.labels, 1.0) * noised.valid[..., None]  # B K D
+    return Queries(
+        content=torch.cat((told, content), dim=1),
+        position=torch.cat((locate(noised.boxes).to(position.dtype), position), dim=1),
+        layout=QueryLayout(noised.groups, noised.slots, content.shape[1], known.isolated),
+        padding=torch.cat((~noised.valid, noised.valid.new_zeros(content.shape[:2])), dim=1),
+    )

@@ -1,0 +1,88 @@
+"""The few values that pass between data, hosts, matcher and losses.
+
+Letters, used at line ends everywhere: B images, H W pixels, C classes, N matching queries, P denoising groups, M slots of a
+group, K = P * M denoising queries, W = K + N decoder queries, L decoder layers, S image tokens, D width of the model,
+A assigned pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from models.denoising.layout import QueryLayout
+
+
+@dataclass(frozen=True)
+class Images:
+    """A batch of images of different sizes, each in the upper left corner of a common canvas."""
+
+    pixels: Tensor  # (B, 3, H, W), normalised, 0 under the padding
+    padding: Tensor  # (B, H, W) bool, True = no image here
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Images:
+        return Images(self.pixels.to(device, non_blocking=non_blocking), self.padding.to(device, non_blocking=non_blocking))
+
+
+@dataclass(frozen=True)
+class Target:
+    """The objects of one image, in the coordinates of the image that the model sees."""
+
+    labels: Tensor  # (M,) int64, 0 .. C-1
+    boxes: Tensor  # (M, 4) cxcywh in [0, 1] of the unpadded image
+    image_id: int = 0
+    size: tuple[int, int] = (0, 0)  # height and width of the image as it lies on disk, after its EXIF rotation
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
+        labels = self.labels.to(device, non_blocking=non_blocking)
+        return Target(labels, self.boxes.to(device, non_blocking=non_blocking), self.image_id, self.size)
+
+
+class Assignment(NamedTuple):
+    """Which query of which image answers for which object, however that was decided."""
+
+    image: Tensor  # (A,) int64
+    query: Tensor  # (A,) int64, index into that part of the queries which was assigned
+    object: Tensor  # (A,) int64, index into the image's own targets
+
+
+@dataclass(frozen=True)
+class Output:
+    """What every host returns."""
+
+    logits: Tensor  # (L, B, W, C), before the sigmoid
+    boxes: Tensor  # (L, B, W, 4) cxcywh in [0, 1] of the unpadded image
+    anchors: Tensor  # (B, W, 2 or 4) the positions that the decoder started from, after the sigmoid
+    layout: QueryLayout
+
+    def split(self) -> tuple[Output, Output]:
+        """The denoising part, of W = K queries, and the matching part, of W = N."""
+        parts = zip(*(self.layout.split(x, dim=-2) for x in (self.logits, self.boxes, self.anchors)), strict=True)
+        denoising, matching = (Output(*part, self.layout) for part in parts)
+        return denoising, matching
+
+
+class FieldErrors(ValueError):
+    """What is wrong with a configuration, by field: every mistake at once."""
+
+    def __init__(self, problems: dict[str, str]):
+        super().__init__("; ".join(f"{name} {problem}" for name, problem in problems.items()))
+        self.problems = problems
+
+
+def demand(config: object, **rules: tuple[bool, str]) -> None:
+    """Raise FieldErrors for the fields of `config` whose rule `(holds, what it must be)` does not hold."""
+    problems = {
+        name: f"must be {what}, got {getattr(config, name)!r}" for name, (holds, what) in rules.items() if not holds
+    }
+    if problems:
+        raise FieldErrors(problems)
+
+
+# Plain dataclasses are checked by pydantic in dncli; this makes it refuse unknown keys without models importing it.
+STRICT = {"extra": "forbid"}
+
