@@ -1,0 +1,120 @@
+"""The one tree of settings behind every preset, override and checkpoint.
+
+Each block is a frozen dataclass beside what it configures: the host, backbone, noise, matching and losses in `models`, data
+and training here. dncli/presets.py reads YAML and overrides into this tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from models.backbone import BackboneConfig
+from models.criterion import LossConfig
+from models.dab_detr import DabDetrConfig
+from models.deformable_detr import DeformableDetrConfig
+from models.denoising.noise import NoiseConfig
+from models.matcher import MatchConfig
+from models.structures import STRICT, demand
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where images and annotations lie (COCO format) and how they are brought to size."""
+
+    root: str = "shapes"  # a folder in COCO's layout, or `shapes`: the generated dataset
+    workers: int = 2  # processes that read images; results do not depend on it
+    sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # shorter side while training
+    eval_size: int = 800  # shorter side in evaluation and prediction
+    max_size: int = 1333  # the longer side never exceeds it
+    crop: bool = True  # DETR's random crop, in half of the training images
+    flip: float = 0.5  # probability of a horizontal flip
+    vertical_flip: float = 0.0  # for pictures without an up and down (cells, aerial views)
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        demand(
+            self,
+            workers=(self.workers >= 0, "0 or more"),
+            sizes=(len(self.sizes) > 0 and min(self.sizes, default=0) > 0, "a list of lengths above 0"),
+            eval_size=(self.eval_size > 0, "above 0"),
+            max_size=(self.max_size > 0, "above 0"),
+            flip=(0 <= self.flip <= 1, "from 0 to 1"),
+            vertical_flip=(0 <= self.vertical_flip <= 1, "from 0 to 1"),
+        )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The schedule (Sec. 5.1 by default)."""
+
+    epochs: int = 50
+    drop_epoch: float = 40  # after so many epochs the learning rate is multiplied by 0.1; fractions count steps
+    lr: float = 1e-4
+    backbone_lr: float = 1e-5
+    weight_decay: float = 1e-4
+    batch_size: int = 16  # images a step, over all processes and accumulated parts
+    accumulate: int = 1  # parts in which a batch goes through the model
+    warmup_steps: int = 0
+    clip: float = 0.1  # largest norm of the gradient, 0 = no clipping
+    ema: float = 0.0  # decay of the averaged weights that are evaluated, 0 = none
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    seed: int = 0
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        positive = {name: (getattr(self, name) > 0, "above 0") for name in ("epochs", "lr", "batch_size", "accumulate")}
+        rest = ("drop_epoch", "backbone_lr", "weight_decay", "warmup_steps", "clip", "seed")
+        demand(
+            self,
+            ema=(0 <= self.ema < 1, "from 0 to below 1"),
+            **positive,
+            **{name: (getattr(self, name) >= 0, "0 or more") for name in rest},
+        )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How detections are made and counted."""
+
+    batch_size: int = 8
+    top: int = 300  # detections kept of an image, over queries x classes, as in DN-DETR
+    every: int = 1  # epochs between evaluations; the last epoch is always evaluated
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        demand(self, **{name: (getattr(self, name) > 0, "above 0") for name in ("batch_size", "top", "every")})
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """The row of the paper that a preset reproduces: numbers to compare with, without effect."""
+
+    table: int
+    row: str
+    ap: float
+    params_m: float | None = None
+    gflops: float | None = None
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    host: DabDetrConfig | DeformableDetrConfig
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    noise: NoiseConfig | None = field(default_factory=NoiseConfig)
+    match: MatchConfig = field(default_factory=MatchConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    paper: PaperRow | None = None
+
+    __pydantic_config__ = STRICT
