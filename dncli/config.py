@@ -15,7 +15,7 @@ from models.dab_detr import DabDetrConfig
 from models.deformable_detr import DeformableDetrConfig
 from models.denoising.noise import NoiseConfig
 from models.matcher import MatchConfig
-from models.structures import STRICT, demand
+from models.structures import STRICT, demand, positive
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,11 @@ class TrainConfig:
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        positive = {name: (getattr(self, name) > 0, "above 0") for name in ("epochs", "lr", "batch_size", "accumulate")}
         rest = ("drop_epoch", "backbone_lr", "weight_decay", "warmup_steps", "clip", "seed")
         demand(
             self,
             ema=(0 <= self.ema < 1, "from 0 to below 1"),
-            **positive,
+            **positive(self, "epochs", "lr", "batch_size", "accumulate"),
             **{name: (getattr(self, name) >= 0, "0 or more") for name in rest},
         )
 
@@ -87,7 +86,7 @@ class EvalConfig:
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        demand(self, **{name: (getattr(self, name) > 0, "above 0") for name in ("batch_size", "top", "every")})
+        demand(self, **positive(self, "batch_size", "top", "every"))
 
 
 @dataclass(frozen=True)

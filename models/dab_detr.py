@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from models.structures import STRICT, demand
+from models.structures import STRICT, demand, positive
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,3 @@ class DabDetrConfig:
 
     def __post_init__(self) -> None:
         demand(self, **positive(self, "queries", "hidden", "heads", "ffn", "decoder_layers", "temperature"))
-
-
-def positive(config: object, *names: str) -> dict[str, tuple[bool, str]]:
-    return {name: (getattr(config, name) > 0, "above 0") for name in names}

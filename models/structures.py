@@ -83,6 +83,11 @@ def demand(config: object, **rules: tuple[bool, str]) -> None:
         raise FieldErrors(problems)
 
 
+def positive(config: object, *names: str) -> dict[str, tuple[bool, str]]:
+    """Rules for `demand`: these fields are above 0."""
+    return {name: (getattr(config, name) > 0, "above 0") for name in names}
+
+
 # Plain dataclasses are checked by pydantic in dncli; this makes it refuse unknown keys without models importing it.
 STRICT = {"extra": "forbid"}
 
