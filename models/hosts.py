@@ -1,17 +1,23 @@
 """The one table of hosts: name -> (configuration, class)."""
 
+from __future__ import annotations
+
 from torch import nn
 
-from models.backbone import BackboneConfig
-from models.dab_detr import DabDetrConfig
-from models.deformable_detr import DeformableDetrConfig
+from models.backbone import BackboneConfig, build_backbone
+from models.dab_detr import DabDetr, DabDetrConfig
+from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 
 HOSTS = {
-    "dab_detr": (DabDetrConfig, None),
-    "deformable_detr": (DeformableDetrConfig, None),
+    "dab_detr": (DabDetrConfig, DabDetr),
+    "deformable_detr": (DeformableDetrConfig, DeformableDetr),
 }
 
 
 def build_detector(host: DabDetrConfig | DeformableDetrConfig, backbone: BackboneConfig, num_classes: int) -> nn.Module:
-    """The detector that a preset describes: `forward(images: Images, known: Known | None = None) -> Output`."""
-    raise NotImplementedError
+    """The detector that a preset describes, with random weights (`models.backbone.load_pretrained` fetches a backbone's).
+
+    `forward(images: Images, known: Known | None = None) -> Output`.
+    """
+    _, detector = HOSTS[host.name]
+    return detector(host, backbone=build_backbone(backbone), num_classes=num_classes)

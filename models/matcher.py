@@ -1,8 +1,18 @@
 """Bipartite matching of queries with objects: the Hungarian assignment whose instability the paper measures (Sec. 3.1)."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models.structures import STRICT, demand
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from models.boxes import cxcywh_to_xyxy, generalized_iou
+from models.structures import STRICT, Assignment, Target, demand
 
 
 @dataclass(frozen=True)
@@ -17,3 +27,52 @@ class MatchConfig:
 
     def __post_init__(self) -> None:
         demand(self, **{name: (getattr(self, name) >= 0, "0 or more") for name in ("cls", "box", "giou")})
+
+
+class Matcher:
+    """Assigns to every object of an image the query that costs least in sum, for every layer apart."""
+
+    def __init__(self, config: MatchConfig):
+        self.config = config
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> list[Assignment]:
+        """logits (L, B, N, C) and boxes (L, B, N, 4) to one Assignment a layer, ordered by image and query.
+
+        Raises FloatingPointError where a prediction is not finite.
+        """
+        counts = [len(t.labels) for t in targets]
+        if not sum(counts):
+            none = torch.zeros(0, dtype=torch.long, device=boxes.device)
+            return [Assignment(none, none, none)] * len(boxes)
+        cost = self.cost(logits.float(), boxes.float(), targets).cpu().numpy()  # L B N M
+        pairs = np.stack([solve(layer, counts) for layer in cost])  # L 3 A
+        return [Assignment(*layer) for layer in torch.as_tensor(pairs).to(boxes.device)]
+
+    def cost(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Tensor:
+        """(L, B, N, M), each image against its own objects only; what lies beyond an image's count means nothing."""
+        labels = pad_sequence([t.labels for t in targets], batch_first=True)  # B M
+        wanted = pad_sequence([t.boxes for t in targets], batch_first=True)[:, None]  # B 1 M 4
+        asked = logits.gather(3, labels[:, None].expand(*logits.shape[:3], -1))  # L B N M
+        cls = focal_cost(asked)
+        box = torch.cdist(boxes, wanted[:, 0].expand(len(boxes), -1, -1, -1), p=1)
+        giou = generalized_iou(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(wanted))
+        cost = self.config.cls * cls + self.config.box * box - self.config.giou * giou
+        if not cost.isfinite().all():
+            layer, image = (~cost.isfinite()).flatten(2).any(2).nonzero()[0].tolist()
+            raise FloatingPointError(
+                f"a prediction of decoder layer {layer} for image {targets[image].image_id} is not finite"
+            )
+        return cost
+
+
+def solve(cost: np.ndarray, counts: list[int]) -> np.ndarray:
+    """One layer's cost (B, N, M) to image, query and object of every pair: (3, A)."""
+    pairs = [linear_sum_assignment(cost[image, :, :m]) for image, m in enumerate(counts)]
+    return np.concatenate([np.stack((np.full(len(q), i), q, o)) for i, (q, o) in enumerate(pairs)], axis=1)
+
+
+def focal_cost(logits: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """What the focal loss of an object costs more than that of the background, as in Deformable DETR."""
+    p = logits.sigmoid()
+    return alpha * (1 - p) ** gamma * -(p + 1e-8).log() - (1 - alpha) * p**gamma * -(1 - p + 1e-8).log()

@@ -76,9 +76,7 @@ class FieldErrors(ValueError):
 
 def demand(config: object, **rules: tuple[bool, str]) -> None:
     """Raise FieldErrors for the fields of `config` whose rule `(holds, what it must be)` does not hold."""
-    problems = {
-        name: f"must be {what}, got {getattr(config, name)!r}" for name, (holds, what) in rules.items() if not holds
-    }
+    problems = {name: f"must be {what}, got {getattr(config, name)!r}" for name, (holds, what) in rules.items() if not holds}
     if problems:
         raise FieldErrors(problems)
 
@@ -90,4 +88,3 @@ def positive(config: object, *names: str) -> dict[str, tuple[bool, str]]:
 
 # Plain dataclasses are checked by pydantic in dncli; this makes it refuse unknown keys without models importing it.
 STRICT = {"extra": "forbid"}
-

@@ -101,9 +101,7 @@ def draw_noise(objects: int, groups: int, num_classes: int, rng: torch.Generator
     return Draws(flip, offset, torch.rand((*shape, 4), generator=rng))
 
 
-def apply_noise(
-    targets: Sequence[Target], draws: Sequence[Draws], config: NoiseConfig, num_classes: int
-) -> NoisedTargets:
+def apply_noise(targets: Sequence[Target], draws: Sequence[Draws], config: NoiseConfig, num_classes: int) -> NoisedTargets:
     """The noised queries that follow from the draws; tests feed recorded draws in here."""
     device = targets[0].boxes.device
     slots = max(1, *(len(t.labels) for t in targets))

@@ -52,6 +52,27 @@ class LabelEmbedding(nn.Module):
         """(...) labels, `unknown` allowed, to (..., D). The indicator is 1 for told objects and 0 for matching queries."""
         return with_indicator(self.table(labels), indicator)
 
+    def unknowns(self, queries: int) -> Tensor:
+        """Contents of matching queries (N, D): the unknown class, indicator 0."""
+        return with_indicator(self.table.weight[self.unknown].expand(queries, -1), 0.0)
+
+
+class Patterns(nn.Module):
+    """Several learned contents for every anchor, as in Anchor DETR (3 in Tables 2 and 4); 0 patterns change nothing."""
+
+    def __init__(self, patterns: int, width: int):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(patterns, width)) if patterns else None
+
+    def forward(self, content: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D) and (N, 4) to (patterns * N, D) and (patterns * N, 4), all anchors of the first pattern first.
+
+        As in the reference a pattern is added to the whole content, the indicator's channel included.
+        """
+        if self.table is None:
+            return content, anchors
+        return (self.table[:, None] + content).flatten(0, 1), anchors.repeat(len(self.table), 1)
+
 
 def with_indicator(embedding: Tensor, indicator: Tensor | float) -> Tensor:
     """(..., D-1) to (..., D): append the 0/1 indicator of Sec. 4.5."""
@@ -87,3 +108,11 @@ def assemble(
         layout=QueryLayout(noised.groups, noised.slots, content.shape[1], known.isolated),
         padding=torch.cat((~noised.valid, noised.valid.new_zeros(content.shape[:2])), dim=1),
     )
+
+
+def plain(content: Tensor, position: Tensor, known: Known | None, *, batch: int) -> Queries:
+    """Matching queries alone, for a host whose queries are no boxes."""
+    if known is not None and known.denoise is not None:
+        raise ValueError("this host has no denoising queries: set noise: null")
+    layout = QueryLayout(groups=0, slots=0, queries=len(content))
+    return Queries(content.expand(batch, *content.shape), position.expand(batch, *position.shape), layout)

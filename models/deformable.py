@@ -1,0 +1,217 @@
+"""Multi-scale deformable attention (Deformable DETR), its encoder and its decoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.denoising.queries import Queries
+from models.heads import MLP, DetectionHeads
+from models.position import encode_anchors
+from models.transformer import Attention, FeedForward
+
+
+def ms_deform_attn(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+    """Weighted bilinear samples of every level, heads side by side: (B, Q, H * D).
+
+    value (B, S, H, D), spatial_shapes (L, 2) as h, w, sampling_locations (B, Q, H, L, P, 2) as x, y in [0, 1] of the
+    padded image, attention_weights (B, Q, H, L, P). Outside of the image there is 0; pixel centres lie at half numbers.
+    """
+    batch, _, heads, width = value.shape
+    queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
+    shapes = [(int(h), int(w)) for h, w in spatial_shapes.tolist()]
+    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)  # BH Q L P 2
+    samples = []
+    for i, level in enumerate(value.split([h * w for h, w in shapes], dim=1)):
+        image = level.permute(0, 2, 3, 1).reshape(batch * heads, width, *shapes[i])
+        samples.append(F.grid_sample(image, grids[:, :, i], mode="bilinear", padding_mode="zeros", align_corners=False))
+    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)  # BH 1 Q LP
+    found = torch.stack(samples, dim=-2).flatten(-2)  # BH D Q LP
+    assert found.shape[-1] == weights.shape[-1] == len(shapes) * points
+    return (found * weights).sum(-1).view(batch, heads * width, queries).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """The image tokens of all levels, fine to coarse."""
+
+    tokens: Tensor  # (B, S, D)
+    position: Tensor  # (B, S, D)
+    padding: Tensor  # (B, S) bool
+    shapes: Tensor  # (L, 2) h, w, kept on the CPU, where its numbers are read
+    valid: Tensor  # (B, L, 2) the unpadded share of each level's w and h
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each level."""
+        return self.shapes.prod(1).tolist()
+
+
+class DeformableAttention(nn.Module):
+    """Each query samples P points around its reference in each of L levels and head."""
+
+    def __init__(self, width: int, heads: int, levels: int, points: int):
+        super().__init__()
+        self.heads, self.levels, self.points = heads, levels, points
+        self.value = nn.Linear(width, width)
+        self.offsets = nn.Linear(width, heads * levels * points * 2)
+        self.weights = nn.Linear(width, heads * levels * points)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, padding: Tensor, shapes: Tensor) -> Tensor:
+        """query (B, W, D), reference (B, W, L, 2 or 4) in the padded image, memory (B, S, D) to (B, W, D).
+
+        Around a point the offsets are in pixels of the level, around a box in halves of its size.
+        """
+        value = self.value(memory).masked_fill(padding[..., None], 0).unflatten(-1, (self.heads, -1))
+        split = (self.heads, self.levels, self.points)
+        offsets = self.offsets(query).float().unflatten(-1, (*split, 2))  # B W H L P 2
+        weights = self.weights(query).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, split[1:])
+        reference = reference.float()[:, :, None, :, None]  # B W 1 L 1 .
+        if reference.shape[-1] == 2:
+            unit = 1 / shapes.flip(1).to(offsets)[:, None]  # L 1 2
+        else:
+            unit = reference[..., 2:] / (2 * self.points)
+        locations = reference[..., :2] + offsets * unit
+        return self.out(ms_deform_attn(value, shapes, locations.to(value.dtype), weights.to(value.dtype)))
+
+    def init_star(self) -> None:
+        """Offsets start as a star: one direction a head, the p-th point p pixels out; all weights equal."""
+        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        star = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        star = star / star.abs().amax(-1, keepdim=True)  # H 2, on the border of the unit square
+        steps = torch.arange(1, self.points + 1)
+        bias = star[:, None, None] * steps[None, None, :, None]
+        with torch.no_grad():
+            self.offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).flatten())
+        for zero in (self.offsets.weight, self.weights.weight, self.weights.bias, self.value.bias, self.out.bias):
+            nn.init.zeros_(zero)
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Deformable self-attention and feed-forward."""
+
+    def __init__(
+        self, width: int, heads: int, ffn: int, dropout: float, activation: type[nn.Module], levels: int, points: int
+    ):
+        super().__init__()
+        self.attention = DeformableAttention(width, heads, levels, points)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = FeedForward(width, ffn, dropout, activation)
+
+    def forward(self, x: Tensor, reference: Tensor, image: Pyramid) -> Tensor:
+        found = self.attention(x + image.position, reference, x, image.padding, image.shapes)
+        return self.feed_forward(self.norm(x + self.dropout(found)))
+
+
+class DeformableEncoder(nn.Module):
+    """Every pixel of every level samples around itself in all levels."""
+
+    def __init__(self, *, layers: int, **build):
+        """`build` are the sizes of a layer."""
+        super().__init__()
+        self.layers = nn.ModuleList(DeformableEncoderLayer(**build) for _ in range(layers))
+
+    def forward(self, image: Pyramid) -> Tensor:
+        """Refined tokens (B, S, D)."""
+        x, reference = image.tokens, pixel_centers(image)
+        for layer in self.layers:
+            x = layer(x, reference, image)
+        return x
+
+
+def pixel_centers(image: Pyramid) -> Tensor:
+    """Where each token lies, in the padded coordinates of every level: (B, S, L, 2) as x, y."""
+    centers = []
+    for level, (h, w) in enumerate(image.shapes.tolist()):
+        y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+        pixel = torch.stack((x / w, y / h), dim=-1).flatten(0, 1).to(image.valid)  # hw 2
+        centers.append(pixel / image.valid[:, level, None])
+    return torch.cat(centers, dim=1)[:, :, None] * image.valid[:, None]
+
+
+class DeformableDecoderLayer(nn.Module):
+    """Self-attention among the queries, deformable cross-attention, feed-forward."""
+
+    def __init__(
+        self, width: int, heads: int, ffn: int, dropout: float, activation: type[nn.Module], levels: int, points: int
+    ):
+        super().__init__()
+        self.self_attention = Attention(width, heads)
+        self.norm1 = nn.LayerNorm(width)
+        self.cross_attention = DeformableAttention(width, heads, levels, points)
+        self.norm2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.feed_forward = FeedForward(width, ffn, dropout, activation)
+
+    def forward(
+        self, x: Tensor, position: Tensor, reference: Tensor, memory: Tensor, image: Pyramid, blocked: Tensor | None
+    ) -> Tensor:
+        x = self.norm1(x + self.dropout(self.self_attention(x, position, blocked)))
+        found = self.cross_attention(x + position, reference, memory, image.padding, image.shapes)
+        return self.feed_forward(self.norm2(x + self.dropout(found)))
+
+
+class DeformableDecoder(nn.Module):
+    """Decoder layers that sample around reference points or boxes, with `refine` box by box."""
+
+    def __init__(self, *, layers: int, refine: bool, locate: nn.Module, **build):
+        """`build` are the sizes of a layer."""
+        super().__init__()
+        self.layers = nn.ModuleList(DeformableDecoderLayer(**build) for _ in range(layers))
+        self.locate = locate  # AnchorPosition or PointPosition
+        self.refine = refine
+
+    def forward(
+        self, queries: Queries, memory: Tensor, image: Pyramid, heads: DetectionHeads
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states (L, B, W, D), boxes (L, B, W, 4) and the initial references (B, W, 2 or 4)."""
+        x, blocked = queries.content, queries.blocked()
+        start = reference = self.locate.reference(queries.position)
+        states, boxes = [], []
+        for i, layer in enumerate(self.layers):
+            valid = image.valid.repeat(1, 1, reference.shape[-1] // 2)  # B L (2 or 4)
+            scaled = reference[:, :, None] * valid[:, None]  # B W L (2 or 4)
+            x = layer(x, self.locate(i, x, queries.position, scaled[:, :, 0]), scaled, memory, image, blocked)
+            states.append(x)
+            boxes.append(heads.boxes(i, x, reference))
+            if self.refine:
+                reference = boxes[-1].detach()
+        return torch.stack(states), torch.stack(boxes), start
+
+
+class AnchorPosition(nn.Module):
+    """Positions of queries that are anchor boxes, from the box of each layer (DAB-Deformable-DETR)."""
+
+    def __init__(self, width: int, layers: int):
+        super().__init__()
+        self.embed = MLP(2 * width, width, width)
+        self.content_scale = MLP(width, width, width) if layers > 1 else None
+        self.width = width
+
+    def reference(self, position: Tensor) -> Tensor:
+        return position.float().sigmoid()
+
+    def forward(self, layer: int, x: Tensor, position: Tensor, reference: Tensor) -> Tensor:
+        """The layer's positional embedding (B, W, D), from its reference boxes in the finest level (B, W, 4)."""
+        embedded = self.embed(encode_anchors(reference, self.width // 2).to(x.dtype))
+        return embedded * self.content_scale(x) if layer else embedded
+
+
+class PointPosition(nn.Module):
+    """Positions of queries that are embeddings, each with a 2D reference point (Deformable DETR)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.point = nn.Linear(width, 2)
+
+    def reference(self, position: Tensor) -> Tensor:
+        return self.point(position).float().sigmoid()
+
+    def forward(self, layer: int, x: Tensor, position: Tensor, reference: Tensor) -> Tensor:
+        return position

@@ -1,0 +1,60 @@
+"""What turns a decoder's hidden state into classes and boxes."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from models.boxes import inverse_sigmoid
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them: `sizes` are the widths from input to output."""
+
+    def __init__(self, *sizes: int):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+class DetectionHeads(nn.Module):
+    """A class head and a box head for every decoder layer, or one pair for all of them."""
+
+    def __init__(self, width: int, num_classes: int, layers: int, *, shared: bool, eps: float):
+        super().__init__()
+        copies = 1 if shared else layers
+        self.cls = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(copies))
+        self.box = nn.ModuleList(MLP(width, width, width, 4) for _ in range(copies))
+        self.shared = shared
+        self.eps = eps
+        for cls, box in zip(self.cls, self.box, strict=True):
+            nn.init.constant_(cls.bias, -math.log(99))  # every class starts at a probability of 0.01, for the focal loss
+            nn.init.zeros_(box.layers[-1].weight)
+            nn.init.zeros_(box.layers[-1].bias)
+
+    def logits(self, layer: int, x: Tensor) -> Tensor:
+        """(..., D) to (..., C)."""
+        return self.cls[0 if self.shared else layer](x)
+
+    def boxes(self, layer: int, x: Tensor, reference: Tensor) -> Tensor:
+        """(..., D) and reference points or boxes (..., 2 or 4) in [0, 1] to boxes (..., 4) in [0, 1]."""
+        delta = self.box[0 if self.shared else layer](x).float()
+        offset = inverse_sigmoid(reference.float(), self.eps)
+        if offset.shape[-1] == 2:  # a point says nothing of the size
+            offset = nn.functional.pad(offset, (0, 2))
+        return (delta + offset).sigmoid()
+
+
+def initial_anchors(queries: int, kind: str) -> Tensor:
+    """(N, 4) anchor logits: `random` is N(0, 1) as in DAB-DETR, `grid` covers the image evenly with boxes of 0.22."""
+    if kind == "random":
+        return torch.randn(queries, 4)
+    columns = math.ceil(math.sqrt(queries))
+    rows = math.ceil(queries / columns)
+    index = torch.arange(queries)
+    center = torch.stack(((index % columns + 0.5) / columns, (index // columns + 0.5) / rows), dim=1)
+    return inverse_sigmoid(torch.cat((center, torch.full((queries, 2), 0.22)), dim=1))
