@@ -1,1 +1,1 @@
-"""Detectors with query denoising: the denoising module, the hosts and their losses. Needs torch, torchvision and scipy only."""
+"""Detectors with query denoising: the denoising module, the hosts and their losses; torch, torchvision and scipy only."""
