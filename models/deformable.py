@@ -177,12 +177,21 @@ class DeformableDecoder(nn.Module):
         for i, layer in enumerate(self.layers):
             valid = image.valid.repeat(1, 1, reference.shape[-1] // 2)  # B L (2 or 4)
             scaled = reference[:, :, None] * valid[:, None]  # B W L (2 or 4)
-            x = layer(x, self.locate(i, x, queries.position, scaled[:, :, 0]), scaled, memory, image, blocked)
+            x = layer(x, self.locate(i, x, queries.position, located(reference, scaled)), scaled, memory, image, blocked)
             states.append(x)
             boxes.append(heads.boxes(i, x, reference))
             if self.refine:
                 reference = boxes[-1].detach()
         return torch.stack(states), torch.stack(boxes), start
+
+
+def located(reference: Tensor, scaled: Tensor) -> Tensor:
+    """What a query's position is embedded from: its box in the image itself (B, W, 4).
+
+    The reference implementation takes the box in the padded image, `scaled` (B, W, L, 4) at the finest level, so that there
+    a query means another place in another batch. Without padding both are the same.
+    """
+    return reference
 
 
 class AnchorPosition(nn.Module):
@@ -198,7 +207,7 @@ class AnchorPosition(nn.Module):
         return position.float().sigmoid()
 
     def forward(self, layer: int, x: Tensor, position: Tensor, reference: Tensor) -> Tensor:
-        """The layer's positional embedding (B, W, D), from its reference boxes in the finest level (B, W, 4)."""
+        """The layer's positional embedding (B, W, D), from its reference boxes (B, W, 4)."""
         embedded = self.embed(encode_anchors(reference, self.width // 2).to(x.dtype))
         return embedded * self.content_scale(x) if layer else embedded
 

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.backbone import shrink
 from models.boxes import inverse_sigmoid
 from models.conditional import ConditionalDecoder
 from models.deformable import (
@@ -124,35 +123,61 @@ class Neck(nn.Module):
     def __init__(self, channels: list[int], width: int, levels: int):
         super().__init__()
         self.kept = min(len(channels), levels)  # the coarsest ones
-        channels = channels[-self.kept :]
-        sources = channels[-1:] + [width] * levels
-        groups = math.gcd(32, width)
-        same = [(nn.Conv2d(c, width, kernel_size=1), nn.GroupNorm(groups, width)) for c in channels]
-        extra = [
-            (nn.Conv2d(c, width, kernel_size=3, stride=2, padding=1), nn.GroupNorm(groups, width))
-            for c in sources[: levels - self.kept]
-        ]
-        self.project = nn.ModuleList(nn.Sequential(*pair) for pair in same + extra)
+        kept = [Projection(c, width) for c in channels[-self.kept :]]
+        sources = [channels[-1]] + [width] * levels  # the first extra level starts from the backbone, the next from it
+        extra = [Projection(c, width, kernel_size=3, stride=2, padding=1) for c in sources[: levels - self.kept]]
+        self.project = nn.ModuleList(kept + extra)
         self.level = nn.Parameter(torch.randn(levels, width))
         self.width = width
 
     def forward(self, features: list[tuple[Tensor, Tensor]], temperature: float, offset: float) -> Pyramid:
         features = features[-self.kept :]
-        maps = [project(x) for project, (x, _) in zip(self.project, features, strict=False)]
-        paddings = [padding for _, padding in features]
-        x, padding = features[-1]
+        levels = [project(*feature) for project, feature in zip(self.project, features, strict=False)]
+        last = features[-1]
         for project in self.project[self.kept :]:
-            x = project(x)
-            maps.append(x)
-            paddings.append(shrink(padding, x.shape[-2:]))
-        positions = [encode_image(p, self.width, temperature, offset) + self.level[i] for i, p in enumerate(paddings)]
+            last = project(*last)
+            levels.append(last)
+        positions = [encode_image(p, self.width, temperature, offset) + self.level[i] for i, (_, p) in enumerate(levels)]
         return Pyramid(
-            tokens=torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1),
-            position=torch.cat(positions, dim=1).to(maps[0].dtype),
-            padding=torch.cat([p.flatten(1) for p in paddings], dim=1),
-            shapes=torch.tensor([m.shape[-2:] for m in maps]),
-            valid=torch.stack([valid_share(p) for p in paddings], dim=1),
+            tokens=torch.cat([x.flatten(2).transpose(1, 2) for x, _ in levels], dim=1),
+            position=torch.cat(positions, dim=1).to(levels[0][0].dtype),
+            padding=torch.cat([p.flatten(1) for _, p in levels], dim=1),
+            shapes=torch.tensor([x.shape[-2:] for x, _ in levels]),
+            valid=torch.stack([valid_share(p) for _, p in levels], dim=1),
         )
+
+
+class Projection(nn.Module):
+    """A convolution and a group norm that do not know how far the image was padded.
+
+    The reference convolves and normalises the padding as well, so that there an image's result depends on the batch.
+    """
+
+    def __init__(self, inner: int, outer: int, kernel_size: int = 1, stride: int = 1, padding: int = 0):
+        super().__init__()
+        self.conv = nn.Conv2d(inner, outer, kernel_size, stride, padding)
+        self.norm = nn.GroupNorm(math.gcd(32, outer), outer)
+
+    def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """A level (B, C, h, w) with its padding (B, h, w), and both at the resolution of the convolution."""
+        stride = self.conv.stride[0]
+        shrunk = padding[:, ::stride, ::stride]
+        if not padding.any():
+            return self.norm(self.conv(x)), shrunk
+        x = self.conv(x.masked_fill(padding[:, None], 0))
+        return masked_group_norm(x, shrunk, self.norm), shrunk
+
+
+def masked_group_norm(x: Tensor, padding: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """`norm` of x (B, C, h, w) with the statistics of the unpadded pixels alone."""
+    groups = x.float().unflatten(1, (norm.num_groups, -1))  # B G c h w
+    valid = (~padding)[:, None, None].float()
+    count = valid.sum((2, 3, 4), keepdim=True) * groups.shape[2]
+    mean = (groups * valid).sum((2, 3, 4), keepdim=True) / count
+    centered = groups - mean
+    variance = (centered.square() * valid).sum((2, 3, 4), keepdim=True) / count
+    normed = (centered * (variance + norm.eps).rsqrt()).flatten(1, 2)
+    return (normed * norm.weight[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
 
 
 def valid_share(padding: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ NAMES = [
     (r"class_embed\.(.*)", r"heads.cls.0.\1"),
     (r"bbox_embed\.(\d+)\.(layers.*)", r"heads.box.\1.\2"),
     (r"bbox_embed\.(layers.*)", r"heads.box.0.\1"),
-    (r"input_proj\.(\d+)\.(.*)", r"neck.project.\1.\2"),
+    (r"input_proj\.(\d+)\.0\.(.*)", r"neck.project.\1.conv.\2"),
+    (r"input_proj\.(\d+)\.1\.(.*)", r"neck.project.\1.norm.\2"),
     (r"input_proj\.(weight|bias)", r"project.\1"),
     (r"transformer\.reference_points\.(.*)", r"decoder.locate.point.\1"),
 ]

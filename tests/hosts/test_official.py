@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.criterion import Criterion, LossConfig, Wanted
+from models.deformable_detr import Projection
 from models.denoising.queries import Known, Queries
 from models.matcher import MatchConfig, Matcher
 from tests.official import SCENARIOS, Fixture, translate
@@ -28,7 +29,13 @@ def close(actual, expected, what=""):
 
 @pytest.fixture(autouse=True)
 def padding_is_seen(monkeypatch, request):
-    """The reference lets queries attend to empty slots. We hide them; to compare all else, here they are seen."""
+    """The reference lets padding act: of images in projections and positions, of denoising groups as empty slots.
+
+    We hide both; to compare all else, here they are seen.
+    """
+    monkeypatch.setattr(
+        Projection, "forward", lambda p, x, m: (p.norm(p.conv(x)), m[:, :: p.conv.stride[0], :: p.conv.stride[0]])
+    )
     if "hidden" not in request.keywords:
         monkeypatch.setattr(Queries, "blocked", lambda q: q.layout.blocked()[None] if q.layout.denoising else None)
 
@@ -38,7 +45,7 @@ def test_evaluation(name):
     fixture = Fixture(name)
     expected = fixture.evaluation()
     seen = {}
-    encoder = getattr(fixture.model, "encoder")
+    encoder = fixture.model.encoder
     encoder.register_forward_hook(lambda module, args, output: seen.update(memory=output))
     with torch.no_grad():
         output = fixture.model.eval()(fixture.images)

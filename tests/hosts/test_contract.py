@@ -1,0 +1,191 @@
+"""The contract of every host: what the training loop, the losses and the analyses may rely on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.backbone import BackboneConfig
+from models.criterion import Criterion, LossConfig, Wanted
+from models.dab_detr import DabDetrConfig
+from models.deformable_detr import DeformableDetrConfig
+from models.denoising.noise import NoiseConfig, noise_targets
+from models.denoising.queries import Known
+from models.hosts import HOSTS, build_detector
+from models.matcher import MatchConfig, Matcher
+from models.structures import Images, Target
+
+CLASSES, QUERIES = 5, 9
+SIZES = dict(queries=QUERIES, hidden=32, heads=4, ffn=48, encoder_layers=1, decoder_layers=3)
+FORMS = {
+    "dab": DabDetrConfig(**SIZES),
+    "dab, 3 patterns": DabDetrConfig(**SIZES, patterns=3),
+    "deformable ++": DeformableDetrConfig(**SIZES, levels=2),
+    "deformable, dense decoder": DeformableDetrConfig(**SIZES, levels=2, decoder="dense"),
+    "deformable, dense, 3 patterns": DeformableDetrConfig(**SIZES, levels=2, decoder="dense", patterns=3),
+    "deformable, points": DeformableDetrConfig(**SIZES, levels=2, query="point"),
+    "deformable, points, no refinement": DeformableDetrConfig(**SIZES, levels=2, query="point", refine=False),
+}
+DENOISING = [name for name, config in FORMS.items() if getattr(config, "query", "box") == "box"]
+
+
+def test_every_host_is_here():
+    assert {config.name for config in FORMS.values()} == set(HOSTS)
+
+
+def detector(form: str, seed: int = 0):
+    """A tiny detector whose every layer matters: heads that start at zero are shaken."""
+    torch.manual_seed(seed)
+    model = build_detector(FORMS[form], BackboneConfig("small", weights="none"), CLASSES)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def images(*sizes: tuple[int, int], canvas=(64, 96)) -> Images:
+    pixels = torch.zeros(len(sizes), 3, *canvas)
+    padding = torch.ones(len(sizes), *canvas, dtype=torch.bool)
+    for i, (h, w) in enumerate(sizes):
+        pixels[i, :, :h, :w] = torch.randn(3, h, w, generator=torch.Generator().manual_seed(h * w + i))
+        padding[i, :h, :w] = False
+    return Images(pixels, padding)
+
+
+def objects(*counts: int) -> list[Target]:
+    rng = torch.Generator().manual_seed(7)
+    return [
+        Target(torch.randint(0, CLASSES, (m,), generator=rng), 0.2 + 0.4 * torch.rand(m, 4, generator=rng), image_id=i)
+        for i, m in enumerate(counts)
+    ]
+
+
+def known(targets: list[Target], seed: int = 0, groups: int = 3, isolated: bool = True) -> Known:
+    rng = [torch.Generator().manual_seed(seed * 100 + i) for i in range(len(targets))]
+    return Known(noise_targets(targets, NoiseConfig(groups=groups), CLASSES, rng), isolated)
+
+
+def matching_part(output):
+    _, matching = output.split()
+    return matching
+
+
+def same(a, b, **tolerance):
+    torch.testing.assert_close(a.logits, b.logits, **tolerance)
+    torch.testing.assert_close(a.boxes, b.boxes, **tolerance)
+
+
+def different(a, b):
+    return (a.logits - b.logits).abs().max() > 1e-3
+
+
+BATCH = ((64, 96), (40, 56))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_shapes_of_the_output(form):
+    told = known(objects(2, 4)) if form in DENOISING else None
+    output = detector(form)(images(*BATCH), told)
+    matching = QUERIES * max(1, getattr(FORMS[form], "patterns", 0))
+    width = matching + (3 * 4 if told else 0)
+    assert output.logits.shape == (3, 2, width, CLASSES)
+    assert output.boxes.shape == (3, 2, width, 4)
+    assert output.anchors.shape == (2, width, 4 if form in DENOISING else 2)
+    assert (output.layout.width, output.layout.queries) == (width, matching)
+    assert output.boxes.min() >= 0 and output.boxes.max() <= 1
+    denoising, matching_output = output.split()
+    assert denoising.logits.shape[2] == width - matching and matching_output.boxes.shape[2] == matching
+
+
+@pytest.mark.parametrize("counts", [(2, 4), (3, 0), (0, 0)], ids=["objects", "an empty image", "an empty batch"])
+@pytest.mark.parametrize("denoise", [True, False], ids=["denoising", "baseline"])
+@pytest.mark.parametrize("form", FORMS)
+def test_backward_reaches_every_parameter(form, denoise, counts):
+    if denoise and form not in DENOISING:
+        pytest.skip("plain Deformable DETR has no denoising")
+    model, targets = detector(form).train(), objects(*counts)
+    told = known(targets) if denoise else None
+    wanted = Wanted(targets, told.denoise.assignment(), 3) if told else Wanted(targets)
+    losses = Criterion(LossConfig(), Matcher(MatchConfig()))(model(images(*BATCH), told), wanted, sum(counts))
+    losses.total.backward()
+    assert losses.total.isfinite()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not missing
+    if denoise and counts == (2, 4):  # and it is no formality: all but the attention of single points move something
+        still = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
+        assert [name for name in still if not name.endswith("k.bias")] == []  # a softmax ignores a bias of the keys
+
+
+@pytest.mark.parametrize("form", DENOISING)
+def test_nothing_leaks_into_the_matching_part(form):
+    model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
+    alone = model(batch)
+    for seed in (0, 1):
+        same(matching_part(model(batch, known(targets, seed))), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", DENOISING)
+def test_without_the_mask_it_leaks(form):
+    model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
+    assert different(matching_part(model(batch, known(targets, isolated=False))), model(batch))
+
+
+@pytest.mark.parametrize("form", DENOISING)
+def test_groups_do_not_see_each_other(form):
+    model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
+    told, other = known(targets, seed=0), known(targets, seed=1)
+    first = slice(0, told.denoise.slots)
+    told.denoise.labels[:, first], told.denoise.boxes[:, first] = (
+        other.denoise.labels[:, first],
+        other.denoise.boxes[:, first],
+    )
+    (before, _), (after, _) = model(batch, known(targets, seed=0)).split(), model(batch, told).split()
+    slots, valid = told.denoise.slots, told.denoise.valid
+    moved = (before.logits - after.logits).abs().amax((0, 3))  # B K
+    assert moved[:, :slots][valid[:, :slots]].max() > 1e-3
+    assert moved[:, slots:][valid[:, slots:]].max() < 1e-4
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_does_not_depend_on_its_neighbours_or_their_padding(form):
+    model, targets = detector(form), objects(2, 4)
+    denoise = form in DENOISING
+    together = model(images(*BATCH), known(targets) if denoise else None)
+    tight = Images(*(x[1:, ..., :64, :64] for x in (images(*BATCH).pixels, images(*BATCH).padding)))
+    alone = model(tight, None)
+    torch.testing.assert_close(matching_part(together).boxes[:, 1:], alone.boxes, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(matching_part(together).logits[:, 1:], alone.logits, rtol=1e-3, atol=1e-4)
+    if denoise:  # neither do its denoising queries depend on how many objects the others have
+        few = [Target(t.labels[:2], t.boxes[:2], t.image_id) for t in targets]
+        (ours, _), (theirs, _) = model(images(*BATCH), known(few)).split(), together.split()
+        told = known(targets).denoise
+        one = known(few).denoise
+        rows, columns = one.valid[0].nonzero()[:, 0], told.valid[0].nonzero()[:, 0]
+        torch.testing.assert_close(ours.logits[:, 0, rows], theirs.logits[:, 0, columns], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_without_known_there_are_only_matching_queries(form):
+    model = detector(form)
+    widths = []
+    model.decoder.layers[0].register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
+    output = model(images(*BATCH))
+    assert output.layout.denoising == 0
+    assert widths == [output.layout.queries]
+
+
+@pytest.mark.parametrize("form", DENOISING)
+def test_denoising_adds_no_parameters_and_leaves_no_trace(form):
+    model, targets = detector(form), objects(2, 4)
+    keys = list(model.state_dict())
+    before = model(images(*BATCH))
+    clean = [t.boxes.clone() for t in targets]
+    model(images(*BATCH), known(targets))
+    assert list(model.state_dict()) == keys
+    assert all(torch.equal(a, t.boxes) for a, t in zip(clean, targets, strict=True))
+    same(model(images(*BATCH)), before, rtol=0, atol=0)
+
+
+def test_points_refuse_to_denoise():
+    with pytest.raises(ValueError, match="noise: null"):
+        detector("deformable, points")(images(*BATCH), known(objects(2, 4)))
