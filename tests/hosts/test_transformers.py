@@ -1,0 +1,152 @@
+"""Parity with transformers' DabDetr and DeformableDetr: a second, independent implementation, at tiny size, weights copied."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from models.dab_detr import DabDetr, DabDetrConfig
+from models.deformable_detr import DeformableDetr, DeformableDetrConfig
+from models.structures import Images
+from tests.official import StoredFeatures
+
+transformers = pytest.importorskip("transformers")
+
+RESNET = dict(model_type="resnet", embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], layer_type="basic")
+SIZES = dict(
+    encoder_layers=2, decoder_layers=3, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
+    decoder_ffn_dim=48, num_queries=9, num_labels=5, dropout=0.0, use_timm_backbone=False, use_pretrained_backbone=False,
+    backbone=None,
+)  # fmt: skip
+OURS = dict(queries=9, hidden=32, heads=4, ffn=48, encoder_layers=2, decoder_layers=3)
+
+COMMON = [
+    (r"class_embed\.(\d)\.", r"heads.cls.\1."),
+    (r"class_embed\.", "heads.cls.0."),
+    (r"bbox_predictor\.", "heads.box.0."),
+    (r"bbox_embed\.(\d)\.", r"heads.box.\1."),
+    (r"input_proj\.(\d)\.0\.", r"neck.project.\1.conv."),
+    (r"input_proj\.(\d)\.1\.", r"neck.project.\1.norm."),
+    (r"input_projection\.", "project."),
+    (r"mlp\.fc", "fc"),
+    (r"mlp\.(final|act)", r"\1"),
+    (r"fc([12])\.", r"feed_forward.linear\1."),
+    (r"activation_fn\.", "feed_forward.activation."),
+    (r"final_layer_norm\.", "feed_forward.norm."),
+    (r"(encoder.layers.\d.)self_attn_layer_norm", r"\1norm"),
+    (r"(encoder.layers.\d.)self_attn\.", r"\1attention."),
+]
+DAB = [
+    (r"query_refpoint_embeddings\.weight", "anchors"),
+    (r"encoder\.query_scale", "encoder.position_scale"),
+    (r"decoder\.query_scale", "decoder.content_scale"),
+    (r"ref_point_head", "anchor_position"),
+    (r"ref_anchor_head", "reference_size"),
+    (r"decoder\.layernorm", "decoder.norm"),
+    (r"self_attn\.self_attn_layer_norm", "norm1"),
+    (r"cross_attn\.cross_attn_layer_norm", "norm2"),
+    (r"self_attn\.self_attn_(q|k)\w+_(content|pos)_proj", r"self_\2.\1"),
+    (r"self_attn\.self_attn_value_proj", "self_content.v"),
+    (r"self_attn\.self_attn\.output_proj", "self_content.out"),
+    (r"cross_attn\.cross_attn_query_pos_sine_proj", "cross_position.q"),
+    (r"cross_attn\.cross_attn_query_pos_proj", "first_position"),
+    (r"cross_attn\.cross_attn_(q|k)\w+_(content|pos)_proj", r"cross_\2.\1"),
+    (r"cross_attn\.cross_attn_value_proj", "cross_content.v"),
+    (r"cross_attn\.cross_attn\.output_proj", "cross_content.out"),
+    (r"(self|cross)_pos\.", r"\1_position."),
+]
+DEFORMABLE = [
+    (r"^reference_points\.", "decoder.locate.point."),
+    (r"level_embed", "neck.level"),
+    (r"(decoder.layers.\d.)self_attn_layer_norm", r"\1norm1"),
+    (r"encoder_attn_layer_norm", "norm2"),
+    (r"(decoder.layers.\d.)self_attn\.", r"\1self_attention."),
+    (r"encoder_attn\.", "cross_attention."),
+    (r"sampling_offsets", "offsets"),
+    (r"attention_weights", "weights"),
+    (r"value_proj", "value"),
+]
+PROJECTIONS = [(r"output_proj|out_proj|o_proj", "out"), (r"\b([qkv])_proj", r"\1")]
+
+
+def copy_weights(theirs: torch.nn.Module, ours: torch.nn.Module, rules: list[tuple[str, str]]) -> None:
+    own = set(ours.state_dict())
+    state = {}
+    for name, tensor in theirs.state_dict().items():
+        bare = name.removeprefix("model.")
+        if bare.startswith("backbone") or bare.startswith(("decoder.bbox_embed", "decoder.class_embed")):
+            continue
+        for pattern, replacement in COMMON + rules + PROJECTIONS:
+            bare = re.sub(pattern, replacement, bare)
+        if name == "model.query_position_embeddings.weight":
+            state["position"], state["content"] = tensor.chunk(2, 1)
+        elif bare in own or "heads" not in bare:
+            state[bare] = tensor
+    if "label.table.weight" in own:  # their matching queries start from nothing
+        state["label.table.weight"] = torch.zeros(6, 31)
+    ours.load_state_dict(state)
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Random weights everywhere: some are born as zeros and would hide what they multiply."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def run(theirs, build, config, rules, widths):
+    torch.manual_seed(0)
+    pixels, mask = torch.randn(2, 3, 64, 96), torch.ones(2, 64, 96, dtype=torch.long)
+    if isinstance(config, DabDetrConfig):
+        pixels[1, :, :, 64:], mask[1, :, 64:] = 0, 0
+    features = []
+    encoder = theirs.model.backbone if hasattr(theirs.model, "backbone") else theirs.model.conv_encoder
+    encoder.register_forward_hook(lambda module, args, output: features.extend(collect(output, widths)))
+    with torch.no_grad():
+        expected = theirs(pixels, pixel_mask=mask)
+        ours = build(config, backbone=StoredFeatures(features), num_classes=5)
+        copy_weights(theirs, ours, rules)
+        output = ours.eval()(Images(pixels, mask == 0))
+    return output, expected
+
+
+def collect(output, widths):
+    """The feature maps somewhere in what their backbone returns, fine to coarse."""
+    found = []
+
+    def walk(x):
+        if isinstance(x, torch.Tensor) and x.dim() == 4 and x.shape[1] in (8, 16) and x.is_floating_point():
+            found.append(x)
+        elif isinstance(x, (list, tuple)):
+            for item in x:
+                walk(item)
+        elif hasattr(x, "feature_maps"):
+            walk(x.feature_maps)
+
+    walk(output)
+    return found[-widths:]
+
+
+def check(output, expected):
+    """The last layer, which hangs on all before it: only that does transformers return without targets."""
+    torch.testing.assert_close(output.logits[-1], expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.boxes[-1], expected.pred_boxes, rtol=1e-4, atol=1e-5)
+
+
+def test_dab_detr():
+    config = transformers.DabDetrConfig(hidden_size=32, backbone_config={**RESNET, "out_features": ["stage4"]}, **SIZES)
+    theirs = shaken(transformers.DabDetrForObjectDetection(config))
+    check(*run(theirs, DabDetr, DabDetrConfig(**OURS), DAB, widths=1))
+
+
+@pytest.mark.parametrize("refine", [False, True])
+def test_deformable_detr(refine):
+    backbone = {**RESNET, "out_features": ["stage2", "stage3", "stage4"]}
+    config = transformers.DeformableDetrConfig(d_model=32, backbone_config=backbone, with_box_refine=refine, **SIZES)
+    theirs = shaken(transformers.DeformableDetrForObjectDetection(config))
+    ours = DeformableDetrConfig(query="point", refine=refine, **OURS)
+    check(*run(theirs, DeformableDetr, ours, DEFORMABLE, widths=3))

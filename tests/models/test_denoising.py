@@ -1,0 +1,136 @@
+"""The noise of Sec. 4.3, the attention mask of Eq. 7 and the queries of Sec. 4.5."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.denoising.layout import QueryLayout
+from models.denoising.noise import NoiseConfig, noise_targets
+from models.denoising.queries import LabelEmbedding
+from models.structures import FieldErrors, Target
+
+CLASSES = 6
+
+
+def target(objects: int, seed: int = 0) -> Target:
+    rng = torch.Generator().manual_seed(seed)
+    boxes = torch.cat(
+        (0.3 + 0.4 * torch.rand(objects, 2, generator=rng), 0.1 + 0.2 * torch.rand(objects, 2, generator=rng)), 1
+    )
+    return Target(torch.randint(0, CLASSES, (objects,), generator=rng), boxes, image_id=seed)
+
+
+def noised(targets, seed=0, num_classes=CLASSES, **config):
+    rng = [torch.Generator().manual_seed(seed + i) for i in range(len(targets))]
+    return noise_targets(targets, NoiseConfig(**config), num_classes, rng)
+
+
+def test_scales_of_zero_give_the_objects_back():
+    clean = target(4)
+    exact = noised([clean], groups=3, center_shift=0, box_scale=0, label_flip=0)
+    torch.testing.assert_close(exact.boxes, clean.boxes.repeat(3, 1)[None])
+    assert torch.equal(exact.labels, clean.labels.repeat(3)[None])
+
+
+def test_noise_stays_within_its_bounds_and_fills_them():
+    clean = target(50)
+    boxes = noised([clean], groups=40, center_shift=0.4, box_scale=0.3).boxes.view(40, 50, 4)
+    size = clean.boxes[:, 2:]
+    shift = (boxes[..., :2] - clean.boxes[:, :2]).abs() / size
+    scale = boxes[..., 2:] / size
+    assert shift.max() <= 0.2 and shift.max() > 0.195  # |dx| < lambda1 * w / 2
+    assert scale.min() >= 0.7 and scale.max() <= 1.3 and scale.min() < 0.71 and scale.max() > 1.29
+    assert abs(float(scale.mean()) - 1) < 0.01
+
+
+def test_each_box_noise_is_switched_off_by_itself():
+    clean = target(5)
+    shifted = noised([clean], groups=1, center_shift=0.4, box_scale=0).boxes[0]
+    scaled = noised([clean], groups=1, center_shift=0, box_scale=0.4).boxes[0]
+    torch.testing.assert_close(shifted[:, 2:], clean.boxes[:, 2:])
+    torch.testing.assert_close(scaled[:, :2], clean.boxes[:, :2])
+    assert (shifted[:, :2] != clean.boxes[:, :2]).all() and (scaled[:, 2:] != clean.boxes[:, 2:]).all()
+
+
+def test_gamma_is_the_real_rate_of_flips_and_flips_reach_every_other_class():
+    clean = Target(torch.full((500,), 2), target(500).boxes)
+    labels = noised([clean], groups=20, label_flip=0.2).labels
+    assert abs(float((labels != 2).float().mean()) - 0.2) < 0.02
+    assert labels[labels != 2].unique().tolist() == [0, 1, 3, 4, 5]
+
+
+def test_a_single_class_cannot_flip():
+    only = Target(torch.zeros(10, dtype=torch.long), target(10).boxes)
+    assert noised([only], num_classes=1, label_flip=1.0).labels.eq(0).all()
+
+
+def test_box_denoising_only_tells_the_unknown_class():
+    assert noised([target(3)], labels=False).labels.eq(CLASSES).all()
+
+
+def test_slots_follow_the_fullest_image_and_there_is_always_one():
+    some = noised([target(3), target(0), target(1)], groups=2)
+    assert (some.groups, some.slots) == (2, 3)
+    assert some.valid.view(3, 2, 3).sum(-1).tolist() == [[3, 3], [0, 0], [1, 1]]
+    assert noised([target(0)], groups=2).slots == 1
+
+
+def test_reconstruction_is_known():
+    image, query, object_ = noised([target(2), target(3)], groups=2).assignment()
+    assert image.tolist() == [0] * 4 + [1] * 6
+    assert query.tolist() == [0, 1, 3, 4, 0, 1, 2, 3, 4, 5]
+    assert object_.tolist() == [0, 1, 0, 1, 0, 1, 2, 0, 1, 2]
+
+
+def test_an_image_has_the_same_noise_in_any_batch():
+    a, b = target(2, seed=1), target(4, seed=2)
+    rng = {1: 11, 2: 22}
+
+    def noise(*batch):
+        return noise_targets(batch, NoiseConfig(), CLASSES, [torch.Generator().manual_seed(rng[t.image_id]) for t in batch])
+
+    together, alone = noise(a, b), noise(a)
+    assert torch.equal(together.boxes[0][together.valid[0]], alone.boxes[0])
+
+
+def test_targets_are_not_changed():
+    clean = target(5)
+    labels, boxes = clean.labels.clone(), clean.boxes.clone()
+    noised([clean], label_flip=1.0)
+    assert torch.equal(clean.labels, labels) and torch.equal(clean.boxes, boxes)
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 4), st.lists(st.integers(0, 4), min_size=1, max_size=3))
+@settings(max_examples=50, deadline=None)
+def test_noised_boxes_are_always_boxes(shift, scale, groups, counts):
+    boxes = noised([target(m, i) for i, m in enumerate(counts)], groups=groups, center_shift=shift, box_scale=scale).boxes
+    assert boxes.isfinite().all() and boxes.min() >= 0 and boxes.max() <= 1
+
+
+def test_bad_settings_are_named_all_at_once():
+    with pytest.raises(FieldErrors) as error:
+        NoiseConfig(groups=0, label_flip=2)
+    assert set(error.value.problems) == {"groups", "label_flip"}
+
+
+@pytest.mark.parametrize(("p", "m", "n"), [(1, 1, 2), (2, 3, 4), (5, 1, 3), (3, 7, 1)])
+def test_the_mask_is_equation_7(p, m, n):
+    blocked = QueryLayout(p, m, n).blocked()
+    for i in range(p * m + n):
+        for j in range(p * m + n):
+            other_group = j < p * m and i // m != j // m
+            matching_to_denoising = j < p * m and i >= p * m
+            assert bool(blocked[i, j]) == (other_group or matching_to_denoising), (i, j)
+
+
+def test_without_isolation_nothing_is_blocked():
+    assert not QueryLayout(2, 3, 4, isolated=False).blocked().any()
+
+
+def test_label_embedding_ends_with_the_indicator():
+    label = LabelEmbedding(CLASSES, width=8)
+    told = label(torch.tensor([[0, CLASSES]]), 1.0)
+    assert told.shape == (1, 2, 8) and told[..., -1].eq(1).all()
+    assert label.unknowns(3)[:, -1].eq(0).all()
+    assert torch.equal(label.unknowns(1)[0, :-1], label.table.weight[CLASSES])
