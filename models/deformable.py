@@ -28,10 +28,9 @@ def ms_deform_attn(value: Tensor, spatial_shapes: Tensor, sampling_locations: Te
     samples = []
     for i, level in enumerate(value.split([h * w for h, w in shapes], dim=1)):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, width, *shapes[i])
-        samples.append(F.grid_sample(image, grids[:, :, i], mode="bilinear", padding_mode="zeros", align_corners=False))
-    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)  # BH 1 Q LP
-    found = torch.stack(samples, dim=-2).flatten(-2)  # BH D Q LP
-    assert found.shape[-1] == weights.shape[-1] == len(shapes) * points
+        samples.append(F.grid_sample(image, grids[:, :, i], padding_mode="zeros", align_corners=False))
+    found = torch.cat(samples, dim=-1)  # BH D Q LP
+    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes) * points)
     return (found * weights).sum(-1).view(batch, heads * width, queries).transpose(1, 2)
 
 
