@@ -1,0 +1,200 @@
+"""COCO format: which files hold a split, and its images, objects and categories as the detector counts them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dncli.console import UserError
+from dncli.data.annotations import REPAIRED, Annotations, Image, Object, read_annotations
+
+SPLITS = ("train", "val")
+SHOWN = 10  # defects that an error lists
+
+
+@dataclass(frozen=True)
+class Categories:
+    """Category ids of the annotations, gaps and all, in ascending order: class c of the detector is `ids[c]`."""
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def labels(self) -> dict[int, int]:
+        """Category id to class 0 .. C-1."""
+        return {category: label for label, category in enumerate(self.ids)}
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image as the annotations describe it."""
+
+    id: int
+    path: Path
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of one image, without crowds."""
+
+    labels: Tensor  # (M,) int64, 0 .. C-1
+    boxes: Tensor  # (M, 4) float32 cxcywh in [0, 1] of the image
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training or the validation images with their objects.
+
+    Crowds are no objects here: nothing is trained on them. Evaluation reads them from `annotation_file`.
+    """
+
+    name: str
+    annotation_file: Path
+    images: list[ImageRecord]
+    categories: Categories
+    labels: Tensor  # of all objects, image after image
+    boxes: Tensor
+    spans: dict[int, tuple[int, int]]  # image id -> first and last + 1 of its objects
+
+    def objects(self, image_id: int) -> Objects:
+        first, last = self.spans[image_id]
+        return Objects(self.labels[first:last], self.boxes[first:last])
+
+    @property
+    def most_objects(self) -> int:
+        """The most objects in one image."""
+        return max(last - first for first, last in self.spans.values())
+
+
+class SplitFiles(NamedTuple):
+    annotation_file: Path
+    image_folder: Path
+
+
+def resolve_root(config_root: str) -> Path:
+    """The folder that `data.root` means: a path, or `shapes` for the generated dataset, which is made if need be."""
+    if config_root == "shapes":
+        from dncli.data.shapes import shapes_root
+
+        return shapes_root()
+    return Path(config_root).expanduser()
+
+
+def find_split(root: str | Path, split: str) -> SplitFiles:
+    """The files of `split` (train or val) under `root`, in COCO 2017's layout or the plain one.
+
+    Raises UserError that says what was looked for.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; set data.root to a dataset in COCO format, or to shapes")
+    layouts = [
+        SplitFiles(root / "annotations" / f"instances_{name}.json", root / name) for name in (f"{split}2017", split)
+    ]
+    for files in layouts:
+        if files.annotation_file.is_file():
+            if not files.image_folder.is_dir():
+                raise UserError(f"{files.annotation_file} is there, but not its images: no folder {files.image_folder}")
+            return files
+    looked = " nor ".join(str(files.annotation_file.relative_to(root)) for files in layouts)
+    raise UserError(
+        f"{root}: found neither {looked}",
+        "a dataset has annotations/instances_train.json and instances_val.json beside the image folders train and val, "
+        "or COCO 2017's names",
+    )
+
+
+def load_split(root: str | Path, split: str, categories: Categories | None = None) -> Split:
+    """Read `split` of the dataset under `root`.
+
+    Boxes are clipped to their image, and left out where nothing remains, as DETR does; images without boxes stay.
+    `categories` is the map of a checkpoint (or of the training split), which the file may use only a part of. Raises
+    UserError for defects, listing the first ones, for foreign categories, and where there is nothing to train on.
+    """
+    files = find_split(root, split)
+    found = read_annotations(files.annotation_file, files.image_folder)
+    refuse_defects(found, root)
+    if not found.images:
+        raise UserError(f'{found.file}: "images" is empty; a split needs at least one image')
+    if categories is None:
+        ids = sorted(found.categories)
+        categories = Categories(tuple(ids), tuple(found.categories[i] for i in ids))
+    else:
+        refuse_foreign(found, categories)
+    loaded = pack(found, split, files.image_folder, categories)
+    if split == "train" and not len(loaded.labels):
+        raise UserError(f"{found.file}: none of the {len(found.images)} images has an object to train on")
+    return loaded
+
+
+def refuse_defects(found: Annotations, root: str | Path) -> None:
+    defects = [defect for defect in found.defects if defect.kind not in REPAIRED]
+    if not defects:
+        return
+    more = [f"... and {len(defects) - SHOWN} more"] if len(defects) > SHOWN else []
+    count = f"{len(defects)} defect{'s' if len(defects) > 1 else ''}"
+    raise UserError(*map(str, defects[:SHOWN]), *more, f"{count}; see them all with: dndetr data check {root}")
+
+
+def refuse_foreign(found: Annotations, known: Categories) -> None:
+    """Categories that the checkpoint does not know, or knows by another name."""
+    names = dict(zip(known.ids, known.names, strict=True))
+    lines = []
+    for i, name in sorted(found.categories.items()):
+        if i not in names:
+            lines.append(f"{found.file}: category {i} ({name}) is not among the {len(known)} that were trained")
+        elif names[i] != name:
+            lines.append(f"{found.file}: category {i} is {name}, but was trained as {names[i]}")
+    if lines:
+        more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        raise UserError(*lines[:SHOWN], *more, "give the annotations the category ids and names of the training data")
+
+
+def pack(found: Annotations, name: str, image_folder: Path, categories: Categories) -> Split:
+    """Everything in two tensors, which worker processes share instead of copying."""
+    of_image: dict[int, list[Object]] = defaultdict(list)
+    for item in found.objects:
+        if not item.crowd and clipped(item.box, found.images[item.image_id]) is not None:
+            of_image[item.image_id].append(item)
+    labels: list[int] = []
+    boxes: list[Sequence[float]] = []
+    spans = {}
+    for image in found.images.values():
+        first = len(labels)
+        labels += [categories.labels[item.category_id] for item in of_image[image.id]]
+        boxes += [clipped(item.box, image) for item in of_image[image.id]]
+        spans[image.id] = (first, len(labels))
+    return Split(
+        name=name,
+        annotation_file=found.file,
+        images=[ImageRecord(i.id, image_folder / i.file_name, i.width, i.height) for i in found.images.values()],
+        categories=categories,
+        labels=torch.tensor(labels, dtype=torch.int64),
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        spans=spans,
+    )
+
+
+def clipped(box: Sequence[float], image: Image) -> tuple[float, float, float, float] | None:
+    """x, y, width, height in pixels to cxcywh in [0, 1] of the image; None where nothing of it is inside."""
+    x, y, width, height = box
+    x0, x1 = (min(max(edge / image.width, 0.0), 1.0) for edge in (x, x + width))
+    y0, y1 = (min(max(edge / image.height, 0.0), 1.0) for edge in (y, y + height))
+    if x1 <= x0 or y1 <= y0:
+        return None
+    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
