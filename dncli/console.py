@@ -1,6 +1,12 @@
-"""How the command speaks: one console for people, one error for mistakes."""
+"""How the command speaks: one console for people, one for mistakes, one error for what the user can mend."""
 
 from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+PIPED_WIDTH = 10_000  # where nobody looks, no line is broken or cut
 
 
 class UserError(Exception):
@@ -12,3 +18,19 @@ class UserError(Exception):
     def __init__(self, *lines: str):
         super().__init__("\n".join(lines))
         self.lines = lines
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Colours and the terminal's width for a terminal, plain lines for a pipe; `NO_COLOR` is respected."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False)
+
+
+console = open_console()
+errors = open_console(stderr=True)
+
+
+def fail(*lines: str) -> None:
+    """Print mistakes to stderr, one a line, as they are."""
+    for line in lines:
+        errors.print(line, style="red", markup=False, soft_wrap=True)
