@@ -1,0 +1,52 @@
+"""Curves of a run, drawn from its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+Records = Sequence[dict[str, Any]]
+
+
+def plot_run(records: Records, folder: Path) -> None:
+    """Write losses.png, ap.png, instability.png and anchor_distance.png into `folder`."""
+    with_share = [{**r, "matching": r["loss"] - (r["dn_loss"] or 0.0)} for r in records]
+    curves = {
+        "losses": ("Losses of training", "weighted loss", {"matching": "matching", "dn_loss": "denoising"}),
+        "ap": ("Average precision on the validation images", "AP", {"ap": "AP", "ap50": "AP50", "ap75": "AP75"}),
+        "instability": ("Instability of matching (Eq. 2)", "changed matches an image", {"instability": "IS"}),
+        "anchor_distance": (
+            "Initial anchors to matched boxes (Sec. 3.2)",
+            "mean l1 distance",
+            {"anchor_distance": "last decoder layer"},
+        ),
+    }
+    for name, (title, label, lines) in curves.items():
+        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+        for key, legend in lines.items():
+            draw_line(axes, with_share, key, legend)
+        axes.set(title=title, xlabel="epoch", ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+        else:
+            axes.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", transform=axes.transAxes)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        plt.close(figure)
+
+
+def draw_line(axes: Axes, records: Records, key: str, legend: str) -> None:
+    """One curve over the epochs where `key` was measured."""
+    points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=legend)

@@ -1,0 +1,1 @@
+"""Training and evaluation: the loop, what it writes, and what it shows."""

@@ -1,0 +1,98 @@
+"""Several processes under torchrun, or one: the same calls either way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from dncli.console import UserError
+
+T = TypeVar("T")
+
+
+@contextmanager
+def processes(setting: str) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did, and give this one its device.
+
+    `setting` is train.device. Processes talk over nccl on CUDA and over gloo on a CPU.
+    """
+    device = choose_device(setting)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(setting: str) -> torch.device:
+    """`auto` is the first of cuda, mps and cpu that this machine has; a device that it has not is refused."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = next(name for name in present if present[name]) if setting == "auto" else setting
+    if not present[name]:
+        has = ", ".join(name for name in present if present[name])
+        raise UserError(f"train.device: {name} is not available here; use one of: auto, {has}")
+    return torch.device(name)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """The one process that prints and writes."""
+    return rank() == 0
+
+
+def all_mean(values: torch.Tensor) -> torch.Tensor:
+    """The elementwise mean over the processes, the same in each."""
+    if world() == 1:
+        return values
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total / world()
+
+
+def gather(value: T) -> list[T]:
+    """This value of every process, in order of rank, in each of them."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def share_buffers(model: torch.nn.Module) -> None:
+    """Give every process the buffers (batch norm's statistics) of the main one, whose checkpoint will hold them."""
+    if world() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def on_main(action: Callable[[], T]) -> T | None:
+    """Run `action` in the main process, None elsewhere. If it fails with a UserError, every process fails with it."""
+    result, error = None, None
+    if is_main():
+        try:
+            result = action()
+        except UserError as caught:
+            error = caught.lines
+    error = gather(error)[0]
+    if error:
+        raise UserError(*error)
+    return result

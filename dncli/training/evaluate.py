@@ -1,0 +1,186 @@
+"""Evaluation: detections, COCO's 12 numbers, and the matches that the paper's measures are made of."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor, nn
+
+from dncli.analysis import Matches
+from dncli.data.coco import Split
+from dncli.training import distributed
+from models.boxes import cxcywh_to_xyxy
+from models.matcher import Matcher
+from models.structures import Images, Output, Target
+
+METRICS = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation leaves behind."""
+
+    metrics: dict[str, float | None]  # METRICS; None where there was nothing to count
+    detections: list[dict[str, Any]]  # COCO results with the original category ids
+    matches: Matches  # the vector V of Eq. 1 of every image, from the last layer
+    anchor_distance: (
+        float | None
+    )  # mean l1 distance of initial anchors and matched boxes (Sec. 3.2); None = no objects
+
+
+class Detections(NamedTuple):
+    """The best guesses for one image, best first."""
+
+    boxes: Tensor  # (T, 4) x1, y1, x2, y2 in pixels of the image on disk
+    labels: Tensor  # (T,) 0 .. C-1
+    scores: Tensor  # (T,)
+
+
+class Finding(NamedTuple):
+    """What is kept of one image, small enough to be sent between processes."""
+
+    image_id: int
+    boxes: np.ndarray  # (T, 4)
+    labels: np.ndarray  # (T,)
+    scores: np.ndarray  # (T,)
+    matched: np.ndarray  # (N,) int32
+    distances: np.ndarray  # (M,) l1, of every matched object
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Images, list[Target]]],
+    truth: COCO,
+    category_ids: Sequence[int],
+    matcher: Matcher,
+    *,
+    top: int,
+    device: torch.device,
+) -> Evaluation | None:
+    """Evaluate on this process's share of the images. The main process counts; the others get None.
+
+    `truth` holds the annotations of all images, `category_ids` the category of each class.
+    The model computes in fp32, whatever it was trained in, so that a checkpoint gives the same numbers everywhere.
+    """
+    model.eval()
+    findings = []
+    for images, targets in batches:
+        _, output = model(images.to(device, non_blocking=True)).split()
+        targets = [target.to(device) for target in targets]
+        findings += examine(output, targets, matcher, top)
+    everyone = {finding.image_id: finding for share in distributed.gather(findings) for finding in share}
+    if not distributed.is_main():
+        return None
+    findings = [everyone[image] for image in truth.getImgIds() if image in everyone]
+    detections = coco_results(findings, category_ids)
+    distances = np.concatenate([finding.distances for finding in findings])
+    return Evaluation(
+        metrics=coco_metrics(truth, detections),
+        detections=detections,
+        matches=Matches(np.array([f.image_id for f in findings]), np.stack([f.matched for f in findings])),
+        anchor_distance=float(distances.mean()) if len(distances) else None,
+    )
+
+
+def detect(output: Output, sizes: Sequence[tuple[int, int]], top: int) -> list[Detections]:
+    """The `top` highest scores over queries x classes of each image, as in Deformable DETR and DN-DETR.
+
+    `output` is the matching part, `sizes` the height and width of each image on disk. A query may appear with several
+    classes. Boxes are not clipped to the image.
+    """
+    scores, index = output.logits[-1].sigmoid().flatten(1).topk(min(top, output.logits[-1, 0].numel()))  # B T
+    query, label = index // output.logits.shape[-1], index % output.logits.shape[-1]
+    boxes = cxcywh_to_xyxy(output.boxes[-1]).gather(1, query[..., None].expand(-1, -1, 4))  # B T 4
+    scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
+    return [Detections(*image) for image in zip(boxes * scale[:, None], label, scores, strict=True)]
+
+
+def examine(output: Output, targets: Sequence[Target], matcher: Matcher, top: int) -> list[Finding]:
+    """Detections, matches and anchor distances of a batch."""
+    found = detect(output, [target.size for target in targets], top)
+    assigned = matcher(output.logits[-1:], output.boxes[-1:], targets)[0]
+    matched = torch.full(output.logits.shape[1:3], -1, dtype=torch.int32, device=output.logits.device)  # B N
+    matched[assigned.image, assigned.query] = assigned.object.int()
+    findings = []
+    for b, target in enumerate(targets):
+        query = (matched[b] >= 0).nonzero()[:, 0]
+        anchors, boxes = output.anchors[b, query], target.boxes[matched[b, query].long()]
+        distances = (anchors - boxes[:, : anchors.shape[1]]).abs().sum(1)  # anchor points: over the centre
+        arrays = [x.cpu().numpy() for x in (found[b].boxes, found[b].labels, found[b].scores, matched[b], distances)]
+        findings.append(Finding(target.image_id, *arrays))
+    return findings
+
+
+def coco_results(findings: Iterable[Finding], category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """COCO's result format: boxes x, y, width, height, and the category ids of the annotations."""
+    results = []
+    for finding in findings:
+        boxes = finding.boxes.astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        scores = finding.scores.astype(np.float64).round(6)
+        results += [
+            {"image_id": finding.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+            for box, label, score in zip(
+                boxes.round(3).tolist(), finding.labels.tolist(), scores.tolist(), strict=True
+            )
+        ]
+    return results
+
+
+def coco_metrics(truth: COCO, detections: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    """COCO's 12 numbers by pycocotools; crowd boxes are neither found nor missed."""
+    found = [
+        {**detection, "id": i, "area": detection["bbox"][2] * detection["bbox"][3], "iscrowd": 0}
+        for i, detection in enumerate(detections, start=1)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(truth, index({**truth.dataset, "annotations": found}), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: None if value < 0 else float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
+
+
+def ground_truth(split: Split) -> COCO:
+    """pycocotools' view of the split's annotation file, crowds included.
+
+    Annotations are numbered anew from 1, since pycocotools takes an object of id 0 for none; a missing area is the box's.
+    """
+    annotations = [
+        {
+            "id": i,
+            "image_id": entry["image_id"],
+            "category_id": entry["category_id"],
+            "bbox": entry["bbox"],
+            "area": entry.get("area") or entry["bbox"][2] * entry["bbox"][3],
+            "iscrowd": int(entry.get("iscrowd") or 0),
+        }
+        for i, entry in enumerate(json.loads(split.annotation_file.read_bytes())["annotations"], start=1)
+    ]
+    categories = zip(split.categories.ids, split.categories.names, strict=True)
+    return index(
+        {
+            "images": [{"id": image.id, "width": image.width, "height": image.height} for image in split.images],
+            "categories": [{"id": i, "name": name} for i, name in categories],
+            "annotations": annotations,
+        }
+    )
+
+
+def index(dataset: dict[str, Any]) -> COCO:
+    """pycocotools' index of annotations that lie in memory; it prints, which nobody asked for."""
+    coco = COCO()
+    coco.dataset = dataset
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco

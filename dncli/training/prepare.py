@@ -1,0 +1,107 @@
+"""What a training or an evaluation begins with: the data and the detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pycocotools.coco import COCO
+from torch import nn
+
+from dncli.config import Config
+from dncli.console import UserError
+from dncli.data.coco import Categories, Split, load_split, resolve_root
+from dncli.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
+from dncli.training import distributed
+from dncli.training.checkpoint import Checkpoint, load_checkpoint, load_weights
+from dncli.training.evaluate import ground_truth
+from models.backbone import WeightsError, load_pretrained
+from models.hosts import build_detector
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation images: this process's share in batches, and the ground truth of all."""
+
+    split: Split
+    batches: Batches
+
+    @cached_property
+    def truth(self) -> COCO:
+        return ground_truth(self.split)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits of a run, as this process sees them."""
+
+    train: Split
+    batches: TrainLoader
+    validation: Validation
+
+    @property
+    def categories(self) -> Categories:
+        return self.train.categories
+
+
+def load_data(config: Config) -> Data:
+    """Read both splits; the validation split has the categories of the training split."""
+    root = distributed.on_main(lambda: resolve_root(config.data.root)) or resolve_root(config.data.root)
+    train = load_split(root, "train")
+    batches = train_loader(
+        DetectionDataset(train, config.data, config.train.seed, train=True),
+        batch_size=config.train.batch_size,
+        accumulate=config.train.accumulate,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        workers=config.data.workers,
+        seed=config.train.seed,
+    )
+    return Data(train, batches, load_validation(config, train.categories, root))
+
+
+def load_validation(config: Config, categories: Categories, root: Path | None = None) -> Validation:
+    """The validation split under `root` or data.root, with the categories that the detector knows."""
+    split = load_split(root or resolve_root(config.data.root), "val", categories)
+    batches = eval_loader(
+        DetectionDataset(split, config.data, config.train.seed, train=False),
+        batch_size=config.eval.batch_size,
+        rank=distributed.rank(),
+        world=distributed.world(),
+        workers=config.data.workers,
+    )
+    return Validation(split, batches)
+
+
+def build_model(
+    config: Config, categories: Categories, init_from: str | Path | None = None, *, fetch: bool = True
+) -> nn.Module:
+    """The configured detector: with the weights of `init_from`, else its backbone's own where `fetch`, else random."""
+    try:
+        model = build_detector(config.host, config.backbone, len(categories))
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+    if init_from is not None:
+        load_weights(model, load_checkpoint(init_from).weights, init_from)
+    elif fetch:
+        distributed.on_main(lambda: fetch_weights(model, config))  # other processes get a copy when they join
+    return model
+
+
+def fetch_weights(model: nn.Module, config: Config) -> None:
+    try:
+        load_pretrained(model.backbone, config.backbone)
+    except WeightsError as error:
+        raise UserError(str(error)) from error
+
+
+def load_detector(checkpoint: Checkpoint, config: Config, source: str | Path) -> nn.Module:
+    """The detector of a checkpoint, ready to predict."""
+    model = build_model(config, categories_of(checkpoint), fetch=False)
+    load_weights(model, checkpoint.weights, source)
+    return model.eval()
+
+
+def categories_of(checkpoint: Checkpoint) -> Categories:
+    return Categories(tuple(checkpoint.category_ids), tuple(checkpoint.category_names))

@@ -1,0 +1,182 @@
+"""What the user sees of a run: a header, progress, a line per epoch, the COCO table and where to go next."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from dncli.config import Config
+from dncli.console import console
+from dncli.data.coco import Split
+from dncli.training import distributed
+from dncli.training.prepare import Data
+
+T = TypeVar("T")
+
+COCO_ROWS = (
+    ("ap", "AP", "IoU 0.50:0.95"),
+    ("ap50", "AP50", "IoU 0.50"),
+    ("ap75", "AP75", "IoU 0.75"),
+    ("ap_s", "AP small", "area below 32 x 32"),
+    ("ap_m", "AP medium", "area below 96 x 96"),
+    ("ap_l", "AP large", "area from 96 x 96"),
+    ("ar1", "AR 1", "at most 1 detection an image"),
+    ("ar10", "AR 10", "at most 10"),
+    ("ar100", "AR 100", "at most 100"),
+    ("ar_s", "AR small", ""),
+    ("ar_m", "AR medium", ""),
+    ("ar_l", "AR large", ""),
+)
+
+
+class Report:
+    """Speaks to the console and, if given, to the run's log. Only the main process speaks."""
+
+    def __init__(self, log: Path | None = None):
+        self.log = log
+
+    def say(self, text: str) -> None:
+        if not distributed.is_main():
+            return
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        if self.log is not None:
+            with open(self.log, "a") as file:
+                file.write(text + "\n")
+
+    def track(self, items: Sequence[T], title: str) -> Iterator[T]:
+        """Pass items on beside a bar."""
+        with self.progress() as progress:
+            bar = progress.add_task(title, total=len(items), status="")
+            for item in items:
+                yield item
+                progress.advance(bar)
+
+    def progress(self) -> Progress:
+        """A bar for terminals; nothing where output is piped."""
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[status]}", justify="left"),
+            console=console,
+            transient=True,
+            disable=not (console.is_terminal and distributed.is_main()),
+        )
+
+
+class Waiting(Iterable[T]):
+    """Passes items on and keeps the time that was spent waiting for them, in seconds."""
+
+    def __init__(self, items: Iterable[T]):
+        self.items, self.seconds, self.start = items, 0.0, perf_counter()
+
+    def __iter__(self) -> Iterator[T]:
+        items = iter(self.items)
+        while True:
+            asked = perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self.seconds += perf_counter() - asked
+            yield item
+
+    @property
+    def share(self) -> float:
+        return self.seconds / max(perf_counter() - self.start, 1e-9)
+
+
+def plan(config: Config, data: Data, model: nn.Module, device: torch.device, out: Path) -> str:
+    """What is about to happen: the header of a training."""
+    train, world, batch = config.train, distributed.world(), data.batches.plan.batch_size
+    most = max(data.train.most_objects, data.validation.split.most_objects)
+    queries = model_queries(config)
+    rows = [
+        ("device", f"{device.type}, {train.precision}" + (f", {world} processes" if world > 1 else "")),
+        (
+            "batch",
+            f"{batch} images a step = {batch // (world * train.accumulate)} a process "
+            f"x {train.accumulate} accumulated x {world} process{'es' if world > 1 else ''}, {len(data.batches)} steps an epoch",
+        ),
+        ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
+        ("training images", counts(data.train)),
+        ("validation images", counts(data.validation.split)),
+        ("objects", f"at most {most} an image, {queries} queries" + (MORE_OBJECTS if most > queries else "")),
+        ("denoising", denoising(config, data.train.most_objects)),
+        ("parameters", f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"),
+        ("run folder", str(out)),
+    ]
+    return "\n".join([f"dndetr train: {config.host.name}", *(f"  {name:<19}{value}" for name, value in rows)])
+
+
+MORE_OBJECTS = " - WARNING: the objects beyond the queries can never be found; raise host.queries"
+
+
+def model_queries(config: Config) -> int:
+    """N: with patterns every anchor is used several times."""
+    return config.host.queries * max(1, config.host.patterns)
+
+
+def counts(split: Split) -> str:
+    with_objects = sum(last > first for first, last in split.spans.values())
+    return f"{with_objects} with objects, {len(split.images) - with_objects} without"
+
+
+def denoising(config: Config, most: int) -> str:
+    if config.noise is None:
+        return "none"
+    return f"{config.noise.groups} groups, at most {config.noise.groups * max(1, most)} denoising queries an image"
+
+
+def shorten(names: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def ending(records: Sequence[dict[str, Any]], out: Path) -> str:
+    """The COCO table of the best epoch and the commands to go on with."""
+    best = max((record for record in records if record["ap"] is not None), key=lambda r: r["ap"], default=None)
+    lines = []
+    if best is not None:
+        lines.append(coco_table(best, f"best epoch, {best['epoch']} of {records[-1]['epoch']}: checkpoints/best.pt"))
+    for path, meaning in (("predictions", "pictures"), ("plots", "curves"), ("metrics.csv", "numbers")):
+        lines.append(f"{meaning + ':':<10}{out / path}")
+    lines += [f"next:     dndetr eval --ckpt {out}", f"          dndetr predict --ckpt {out} IMAGE --out pictures"]
+    return "\n".join(lines)
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """`epoch 3/12  loss 9.41  dn 3.05  AP 0.312  AP50 0.501  IS 3.42  41 s`, without what was not measured."""
+    parts = [f"epoch {record['epoch']}/{epochs}", f"loss {record['loss']:.3f}"]
+    for key, label, digits in (("dn_loss", "dn", 3), ("ap", "AP", 3), ("ap50", "AP50", 3), ("instability", "IS", 2)):
+        if record.get(key) is not None:
+            parts.append(f"{label} {record[key]:.{digits}f}")
+    return "  ".join([*parts, f"{record['seconds']:.0f} s"])
+
+
+def coco_table(metrics: dict[str, float | None], title: str) -> str:
+    """The 12 numbers of COCO's evaluation; a dash where there was nothing to count."""
+    lines = [title]
+    for key, label, meaning in COCO_ROWS:
+        value = metrics[key]
+        lines.append(f"  {label:<11}{'-' if value is None else f'{value:.3f}':>5}  {meaning}".rstrip())
+    return "\n".join(lines)
+
+
+def memory(device: torch.device) -> str:
+    """The most memory used so far: of the GPU, or of this process on a CPU."""
+    if device.type == "cuda":
+        used = torch.cuda.max_memory_allocated(device)
+    else:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{used / 2**30:.1f} GiB"

@@ -1,0 +1,209 @@
+"""The run folder: what a training leaves behind, and how it is opened without losing what was there."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from dncli.analysis import Matches
+from dncli.console import UserError
+
+FOLDERS = ("checkpoints", "matches", "plots", "predictions", "eval")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where everything of one run lies."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "train.log"
+
+    @property
+    def plots(self) -> Path:
+        return self.path / "plots"
+
+    @property
+    def predictions(self) -> Path:
+        """Pictures of the best epoch."""
+        return self.path / "predictions"
+
+    @property
+    def detections(self) -> Path:
+        """COCO results of the best epoch."""
+        return self.path / "eval" / "detections.json"
+
+    def matches(self, epoch: int) -> Path:
+        return self.path / "matches" / f"epoch_{epoch:03d}.npz"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The metrics of every epoch so far."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+
+    def record(self, metrics: dict[str, Any]) -> None:
+        """Add one epoch to metrics.jsonl and metrics.csv."""
+        write_records(self, [*self.records(), metrics])
+
+    def save_matches(self, epoch: int, matches: Matches) -> None:
+        np.savez_compressed(self.matches(epoch), **matches._asdict())
+
+    def previous_matches(self, epoch: int) -> Matches | None:
+        """The matches of the last evaluation before `epoch`."""
+        earlier = [self.matches(e) for e in range(epoch - 1, 0, -1) if self.matches(e).exists()]
+        if not earlier:
+            return None
+        with np.load(earlier[0]) as arrays:
+            return Matches(arrays["image_id"], arrays["matched"])
+
+
+def check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds anything, unless it is a run that may be overwritten. Nothing is changed."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; give a folder with --out")
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{path}: not empty; choose another folder with --out, go on with --resume {path}, or replace it with --overwrite"
+        )
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"{path}: does not look like a run (no config.yaml), so --overwrite does not remove it")
+
+
+def create_run(path: Path, tree: dict[str, Any], *, room: int, overwrite: bool) -> Run:
+    """Make the folder with its settings and environment, sure that `room` bytes of checkpoints will fit.
+
+    Until then an older run in the same place stays untouched.
+    """
+    check_free(path, overwrite=overwrite)
+    parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+    probe(parent, room)
+    try:
+        if path.exists() and any(path.iterdir()):
+            shutil.rmtree(path)
+        for folder in FOLDERS:
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        (path / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        (path / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written: {error.strerror or error}; choose another folder with --out"
+        ) from error
+    return Run(path)
+
+
+def reopen_run(path: Path, tree: dict[str, Any], epoch: int, *, room: int) -> Run:
+    """Open a run to go on after `epoch`: what was recorded later belongs to no checkpoint and is dropped."""
+    run = Run(path)
+    probe(path, room)
+    try:
+        for folder in FOLDERS:
+            (path / folder).mkdir(exist_ok=True)
+        replace_text(path / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+        write_records(run, [r for r in run.records() if r["epoch"] <= epoch])
+        for file in (path / "matches").glob("epoch_*.npz"):
+            if int(file.stem.removeprefix("epoch_")) > epoch:
+                file.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return run
+
+
+def probe(folder: Path, room: int) -> None:
+    """Write and remove `room` bytes, so that a full disk or a read-only folder is found before the first epoch."""
+    file = folder / f".dndetr-probe-{os.getpid()}"
+    block = os.urandom(2**20)
+    try:
+        with open(file, "wb") as handle:
+            for start in range(0, room, len(block)):
+                handle.write(block[: room - start])
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot hold the run's checkpoints ({room / 2**20:.0f} MiB): {error.strerror or error}; "
+            "make room or choose another folder with --out"
+        ) from error
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def write_records(run: Run, records: list[dict[str, Any]]) -> None:
+    """metrics.jsonl and metrics.csv, each replaced whole."""
+    replace_text(run.metrics, "".join(json.dumps(record) + "\n" for record in records))
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    temporary = run.path / ".metrics.csv.partial"
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(records)
+    os.replace(temporary, run.path / "metrics.csv")
+
+
+def replace_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on besides the settings."""
+    import torch
+
+    packages = ("dndetr", "torch", "torchvision", "numpy", "pycocotools", "scipy", "pillow")
+    return {
+        "command": sys.argv,
+        "versions": {"python": platform.python_version(), **{name: package_version(name) for name in packages}},
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "git_commit": git_commit(Path(__file__).resolve().parents[2]),
+    }
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit of a source checkout, None where the code was installed."""
+    if not (root / ".git").exists():
+        return None
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return result.stdout.strip() or None
