@@ -103,9 +103,7 @@ def find_split(root: str | Path, split: str) -> SplitFiles:
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; set data.root to a dataset in COCO format, or to shapes")
-    layouts = [
-        SplitFiles(root / "annotations" / f"instances_{name}.json", root / name) for name in (f"{split}2017", split)
-    ]
+    layouts = [SplitFiles(root / "annotations" / f"instances_{name}.json", root / name) for name in (f"{split}2017", split)]
     for files in layouts:
         if files.annotation_file.is_file():
             if not files.image_folder.is_dir():

@@ -1,0 +1,136 @@
+"""A look at a dataset before anyone trains on it: what it holds, and every defect with its place."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dncli.console import UserError
+from dncli.data import annotations as kinds
+from dncli.data.annotations import Annotations, Defect, read_annotations
+from dncli.data.coco import SPLITS, find_split
+from dncli.data.images import SizeError, read_image
+
+SIDES = {"small": 32, "medium": 96, "large": math.inf}  # COCO's sizes: root of the box's area in pixels, below
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one split holds; crowds are counted apart, boxes without width or height not at all."""
+
+    images: int
+    with_objects: int
+    objects: int
+    crowds: int
+    most_objects: int  # in one image
+    of_class: dict[str, int]  # objects by the name of their category
+    of_size: dict[str, int]  # objects by COCO's sizes
+    sides: tuple[float, float, float] | None  # root of the box's area: least, median, greatest
+    pictures: tuple[tuple[int, int], tuple[int, int]] | None  # least and greatest width, least and greatest height
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found; `splits` lacks those that are not there at all."""
+
+    root: Path
+    splits: dict[str, Counts] = field(default_factory=dict)
+    defects: list[Defect] = field(default_factory=list)
+
+
+def check_dataset(root: str | Path, queries: int | None = None, track: Callable[[Iterable], Iterable] = iter) -> Report:
+    """Examine both splits of the dataset under `root`, and open every image.
+
+    `queries` is the number of the detector's queries, which no image should have more objects than; `track` wraps the
+    images that are opened, for a progress bar. Bad data never raises: it is reported.
+    """
+    report = Report(Path(root))
+    known: dict[int, str] = {}  # categories of the training split
+    for split in SPLITS:
+        try:
+            files = find_split(root, split)
+        except UserError as error:
+            report.defects.append(Defect(kinds.NO_SPLIT, str(root), None, None, f"{split}: " + "; ".join(error.lines)))
+            continue
+        found = read_annotations(files.annotation_file, files.image_folder)
+        add_crowded(found, queries)
+        add_unreadable(found, files.image_folder, track)
+        known = known or found.categories
+        add_foreign(found, known)
+        report.splits[split] = count(found)
+        report.defects.extend(found.defects)
+    return report
+
+
+def add_crowded(found: Annotations, queries: int | None) -> None:
+    per_image = Counter(item.image_id for item in found.objects if not item.crowd)
+    for image_id, objects in per_image.items():
+        if queries is not None and objects > queries:
+            found.add(kinds.TOO_MANY, f"has {objects} objects, more than the {queries} queries can find", image_id)
+
+
+def add_unreadable(found: Annotations, folder: Path, track: Callable[[Iterable], Iterable]) -> None:
+    missing = {defect.image_id for defect in found.defects if defect.kind == kinds.NO_IMAGE}
+    for image in track([image for image in found.images.values() if image.id not in missing]):
+        try:
+            read_image(folder / image.file_name, size=(image.width, image.height))
+        except UserError as error:
+            kind = kinds.WRONG_SIZE if isinstance(error, SizeError) else kinds.UNREADABLE
+            found.add(kind, " ".join(error.lines), image.id)
+
+
+def add_foreign(found: Annotations, known: dict[int, str]) -> None:
+    """Categories that differ from the training split's: the detector would not know them."""
+    for i, name in found.categories.items():
+        if i not in known:
+            found.add(kinds.UNKNOWN_CATEGORY, f"category {i} ({name}) is not in the training split")
+        elif known[i] != name:
+            found.add(kinds.UNKNOWN_CATEGORY, f"category {i} is {name}, but {known[i]} in the training split")
+
+
+def count(found: Annotations) -> Counts:
+    empty = {defect.annotation_id for defect in found.defects if defect.kind == kinds.EMPTY_BOX}
+    objects = [item for item in found.objects if not item.crowd and item.id not in empty]
+    per_image = Counter(item.image_id for item in objects)
+    per_class = Counter(item.category_id for item in objects)
+    sides = sorted(math.sqrt(item.box[2] * item.box[3]) for item in objects)
+    sizes = Counter(next(name for name, limit in SIDES.items() if side < limit) for side in sides)
+    widths, heights = ([getattr(image, side) for image in found.images.values()] for side in ("width", "height"))
+    return Counts(
+        images=len(found.images),
+        with_objects=len(per_image),
+        objects=len(objects),
+        crowds=sum(item.crowd for item in found.objects),
+        most_objects=max(per_image.values(), default=0),
+        of_class={name: per_class[i] for i, name in sorted(found.categories.items())},
+        of_size={name: sizes[name] for name in SIDES},
+        sides=(sides[0], sides[len(sides) // 2], sides[-1]) if sides else None,
+        pictures=((min(widths), max(widths)), (min(heights), max(heights))) if found.images else None,
+    )
+
+
+def lines(report: Report, most: int = 100) -> list[str]:
+    """The report as plain text, with `most` defects at most."""
+    text = [f"{report.root}"]
+    for split, counts in report.splits.items():
+        text += ["", f"{split}: {counts.images} images, {counts.with_objects} with objects, "
+                     f"{counts.images - counts.with_objects} without"]  # fmt: skip
+        text.append(f"  {counts.objects} objects, at most {counts.most_objects} in an image, and {counts.crowds} crowds")
+        if counts.pictures:
+            (narrow, wide), (low, high) = counts.pictures
+            text.append(f"  images {narrow} to {wide} wide, {low} to {high} high")
+        if counts.sides:
+            least, median, greatest = counts.sides
+            text.append(f"  sides of objects (root of the area): {least:.1f} to {greatest:.1f} pixels, median {median:.1f}")
+            text.append("  " + ", ".join(f"{name} {number}" for name, number in counts.of_size.items()))
+        text.append(f"  {len(counts.of_class)} classes: " + ", ".join(f"{k} {n}" for k, n in counts.of_class.items()))
+    if not report.defects:
+        return [*text, "", "no defects"]
+    kinds_found = Counter(defect.kind for defect in report.defects)
+    total = f"{len(report.defects)} defect{'s' if len(report.defects) > 1 else ''}"
+    text += ["", f"{total}: " + ", ".join(f"{kind} {number}" for kind, number in kinds_found.items())]
+    text += [f"  {defect.kind}: {defect}" for defect in report.defects[:most]]
+    return text + ([f"  ... and {len(report.defects) - most} more"] if len(report.defects) > most else [])
