@@ -15,7 +15,7 @@ from models.dab_detr import DabDetrConfig
 from models.deformable_detr import DeformableDetrConfig
 from models.denoising.noise import NoiseConfig
 from models.matcher import MatchConfig
-from models.structures import STRICT, demand, positive
+from models.structures import STRICT, FieldErrors, demand, positive
 
 
 @dataclass(frozen=True)
@@ -117,3 +117,16 @@ class Config:
     paper: PaperRow | None = None
 
     __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        points = isinstance(self.host, DeformableDetrConfig) and self.host.query == "point"
+        uneven = self.train.batch_size % self.train.accumulate
+        problems = {
+            "noise": "must be null with host.query: point, whose queries are no boxes" if points and self.noise else "",
+            "train.accumulate": f"must divide train.batch_size {self.train.batch_size}" if uneven else "",
+            "data.max_size": f"must be at least data.eval_size {self.data.eval_size}"
+            if self.data.max_size < self.data.eval_size
+            else "",
+        }
+        if any(problems.values()):
+            raise FieldErrors({key: problem for key, problem in problems.items() if problem})

@@ -12,7 +12,7 @@ from models.conditional import ConditionalDecoder
 from models.denoising.queries import Known, LabelEmbedding, Patterns, assemble
 from models.heads import DetectionHeads, initial_anchors
 from models.position import encode_image
-from models.structures import STRICT, Images, Output, demand, positive
+from models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
 from models.transformer import DenseEncoder, init_xavier
 
 
@@ -35,7 +35,8 @@ class DabDetrConfig:
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        demand(self, **positive(self, "queries", "hidden", "heads", "ffn", "decoder_layers", "temperature"))
+        patterns = (self.patterns >= 0, "0 or more")
+        demand(self, patterns=patterns, **positive(self, "temperature"), **transformer_sizes(self))
 
 
 class DabDetr(nn.Module):

@@ -22,7 +22,7 @@ from models.deformable import (
 from models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble, plain, with_indicator
 from models.heads import DetectionHeads, initial_anchors
 from models.position import encode_image
-from models.structures import STRICT, Images, Output
+from models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
 from models.transformer import init_xavier
 
 
@@ -49,6 +49,17 @@ class DeformableDetrConfig:
     dropout: float = 0.0
 
     __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        dense, points = self.decoder == "dense", self.query == "point"
+        demand(
+            self,
+            query=(not (points and dense), "box with decoder: dense"),
+            refine=(self.refine or points, "true unless query is point"),
+            patterns=(self.patterns == 0 or (dense and self.patterns > 0), "0 unless decoder is dense, then 0 or more"),
+            **positive(self, "levels", "points"),
+            **transformer_sizes(self),
+        )
 
 
 class DeformableDetr(nn.Module):

@@ -8,7 +8,7 @@ A assigned pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,6 +84,18 @@ def demand(config: object, **rules: tuple[bool, str]) -> None:
 def positive(config: object, *names: str) -> dict[str, tuple[bool, str]]:
     """Rules for `demand`: these fields are above 0."""
     return {name: (getattr(config, name) > 0, "above 0") for name in names}
+
+
+def transformer_sizes(config: Any) -> dict[str, tuple[bool, str]]:
+    """Rules for `demand`: the sizes that every host's encoder and decoder share."""
+    hidden, heads = config.hidden, config.heads
+    even = hidden > 0 and hidden % 4 == 0 and heads > 0 and hidden % heads == 0  # sine encodings need the 4
+    return {
+        "hidden": (even or heads <= 0, f"a multiple of 4 and of heads ({heads})"),
+        "encoder_layers": (config.encoder_layers >= 0, "0 or more"),
+        "dropout": (0 <= config.dropout < 1, "from 0 to below 1"),
+        **positive(config, "queries", "heads", "ffn", "decoder_layers"),
+    }
 
 
 # Plain dataclasses are checked by pydantic in dncli; this makes it refuse unknown keys without models importing it.

@@ -1,0 +1,180 @@
+"""Validation of settings: pydantic over the dataclasses of the tree, what it finds said in the user's words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import fields
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from dncli.config import Config
+from dncli.settings import Mistake, Place, Settings, is_inside
+from models.hosts import HOSTS
+from models.structures import FieldErrors
+
+WORDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+HINTS = get_type_hints(Config)
+OPTIONAL = {block for block, hint in HINTS.items() if NoneType in get_args(hint)}
+
+
+def validate(settings: Settings, origin: Place) -> tuple[Config | None, list[Mistake]]:
+    """The configuration, or None with all that is wrong. `origin` is the place of what is missing."""
+    host, mistakes = choose_host(settings, origin)
+    blocks = block_classes(host)
+    mistakes += unknown_keys(settings, host)
+    values = {}
+    for block, cls in blocks.items():
+        values[block], wrong = build_block(block, cls, settings, origin)
+        mistakes += wrong
+    if mistakes:
+        return None, mistakes
+    try:
+        return Config(**values), []
+    except FieldErrors as error:
+        return None, [
+            Mistake(settings[key].place if key in settings else origin, f"{key} {problem}")
+            for key, problem in error.problems.items()
+        ]
+
+
+def choose_host(settings: Settings, origin: Place) -> tuple[str | None, list[Mistake]]:
+    """The name of the host; None where it cannot be told."""
+    choices = " or ".join(HOSTS)
+    if "host.name" not in settings:
+        return None, [Mistake(origin, f"host.name is missing, it must be {choices}")]
+    name, place = settings["host.name"]
+    if name in HOSTS:
+        return name, []
+    return None, [Mistake(place, f"host.name must be {choices}, got {show(name)}{guess(name, HOSTS)}")]
+
+
+def block_classes(host: str | None) -> dict[str, type]:
+    """The dataclass of every block; without a host the host's is left out."""
+    classes = {block: next(t for t in (*get_args(hint), hint) if t is not NoneType) for block, hint in HINTS.items()}
+    del classes["host"]
+    return classes if host is None else {"host": HOSTS[host][0], **classes}
+
+
+def build_block(block: str, cls: type, settings: Settings, origin: Place) -> tuple[Any, list[Mistake]]:
+    """The value of one block: its dataclass, or None where it is null or wrong."""
+    given = {key.removeprefix(f"{block}."): s for key, s in settings.items() if is_inside(key, block)}
+    given = {name: setting for name, setting in given.items() if name in names(cls)}
+    whole = settings.get(block)
+    if whole is not None and whole.value != {}:
+        allowed = whole.value is None and block in OPTIONAL
+        problem = f"{block} must be a block of settings{' or null' if block in OPTIONAL else ''}, got {show(whole.value)}"
+        return None, [] if allowed else [Mistake(whole.place, problem)]
+    if not given and whole is None and default_of(block) is None:
+        return None, []
+    place = min((s.place for s in (*given.values(), *([whole] if whole else []))), default=origin)
+    return build(block, cls, given, place)
+
+
+def build(block: str, cls: type, given: Settings, place: Place) -> tuple[Any, list[Mistake]]:
+    """One block from its fields, or None with all that is wrong with them.
+
+    A dataclass checks its rules only where every type is right. So values of a wrong type are left out and the rest is
+    tried again; rules that name such a field say nothing then.
+    """
+    mistakes: list[Mistake] = []
+    wrong: set[str] = set()
+    while True:
+        values = {name: setting.value for name, setting in given.items() if name not in wrong}
+        try:
+            made = TypeAdapter(cls).validate_json(json.dumps(values, default=str), strict=True)
+            return None if mistakes else made, mistakes
+        except ValidationError as error:
+            problems = {name: text for name, text in explain(error, block, cls) if not mentions(text, wrong)}
+        mistakes += [Mistake(given[name].place if name in given else place, text) for name, text in problems.items()]
+        if not problems.keys() & values.keys():
+            return None, mistakes
+        wrong |= problems.keys()
+
+
+def explain(error: ValidationError, block: str, cls: type) -> list[tuple[str, str]]:
+    """(field, sentence) for everything that pydantic or the dataclass's own rules found."""
+    found = []
+    for item in error.errors():
+        rules = item.get("ctx", {}).get("error")
+        if isinstance(rules, FieldErrors):
+            found += [(name, f"{block}.{name} {problem}") for name, problem in rules.problems.items()]
+            continue
+        name, *element = item["loc"]
+        got = show(item["input"])
+        what = WORDS.get(item["type"], item["msg"])
+        if item["type"] == "missing":
+            found.append((name, f"{block}.{name} is missing"))
+        elif item["type"] == "literal_error":
+            options = get_args(get_type_hints(cls)[name])
+            found.append((name, f"{block}.{name} must be {' or '.join(options)}, got {got}{guess(item['input'], options)}"))
+        else:
+            found.append((name, f"{block}.{name} must be {'a list, each entry ' if element else ''}{what}, got {got}"))
+    return found
+
+
+def mentions(text: str, wrong: set[str]) -> bool:
+    return bool(wrong & set(text.replace(":", " ").replace(",", " ").split()))
+
+
+def unknown_keys(settings: Settings, host: str | None) -> list[Mistake]:
+    """Keys that no block has, each with the nearest valid one."""
+    blocks, mistakes = block_classes(host), []
+    known = known_keys(host)
+    for key, setting in settings.items():
+        if key in known or key in blocks or key == "host":
+            continue
+        owners = [name for name in HOSTS if key in known_keys(name)]
+        if host is not None and owners:
+            problem = f"{key} belongs to {' and '.join(owners)}, but host.name is {host}"
+        else:
+            near = nearest(key, known)
+            problem = f"unknown key {key!r}" + (f", did you mean {near}?" if near else "")
+        mistakes.append(Mistake(setting.place, problem))
+    return mistakes
+
+
+def known_keys(host: str | None = None) -> list[str]:
+    """Every dotted key, of one host or of all of them."""
+    keys = [f"{block}.{name}" for h in ([host] if host else HOSTS) for block, cls in block_classes(h).items() for name in names(cls)]
+    return list(dict.fromkeys(keys))
+
+
+def nearest(key: str, known: list[str]) -> str | None:
+    """The valid key most like this one: as a whole, in its own block first, or by its last word."""
+    block, _, name = key.rpartition(".")
+    inside = [k for k in known if k.rpartition(".")[0] == block]
+    for candidates in (inside, known):
+        if near := difflib.get_close_matches(key, candidates, n=1, cutoff=0.75):
+            return near[0]
+    words = {k.rpartition(".")[2]: k for k in reversed(known)}
+    near = difflib.get_close_matches(name, words, n=1, cutoff=0.75)
+    return words[near[0]] if near else None
+
+
+def names(cls: type) -> list[str]:
+    return [field.name for field in fields(cls)]
+
+
+def default_of(block: str) -> Any:
+    """What a block is where nothing is said of it; MISSING stands for 'must be built'."""
+    return next(field.default for field in fields(Config) if field.name == block)
+
+
+def guess(value: Any, options: Any) -> str:
+    near = difflib.get_close_matches(str(value), list(options), n=1)
+    return f", did you mean {near[0]}?" if near else ""
+
+
+def show(value: Any) -> str:
+    """A value as in a preset."""
+    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
