@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -66,6 +67,9 @@ class Annotations:
     categories: dict[int, str] = field(default_factory=dict)
     objects: list[Object] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
+    listed: dict[str, set[int]] = field(
+        default_factory=lambda: defaultdict(set)
+    )  # every id of each list
 
     def add(self, kind: str, message: str, image_id: int | None = None, annotation_id: int | None = None) -> None:
         self.defects.append(Defect(kind, str(self.file), image_id, annotation_id, message))
@@ -81,7 +85,7 @@ def read_annotations(file: Path, image_folder: Path | None = None) -> Annotation
     if content is None:
         return found
     for name, examine in (("images", add_image), ("categories", add_category), ("annotations", add_object)):
-        seen: set[int] = set()
+        seen = found.listed[name]
         for place, entry in entries(found, content, name):
             identity = entry["id"]
             if identity in seen:
@@ -161,16 +165,14 @@ def add_object(found: Annotations, entry: dict[str, Any], place: str) -> None:
     if not complete(found, entry, place, rules, **about):
         return
     image, box = found.images.get(entry["image_id"]), tuple(entry["bbox"])
-    sound = True
+    sound = image is not None and entry["category_id"] in found.categories
     if not all(math.isfinite(x) for x in (*box, entry.get("area", 0))):
         found.add(NON_FINITE, f"({place}): bbox and area must be finite, got {shown(entry['bbox'])}", **about)
         sound = False
-    if entry["category_id"] not in found.categories:
+    if entry["category_id"] not in found.listed["categories"]:
         found.add(UNKNOWN_CATEGORY, f'({place}): category {entry["category_id"]} is not in "categories"', **about)
-        sound = False
-    if image is None:
-        found.add(UNKNOWN_IMAGE, f'({place}): image {entry["image_id"]} is not in "images", or is defective there', **about)
-        sound = False
+    if entry["image_id"] not in found.listed["images"]:
+        found.add(UNKNOWN_IMAGE, f'({place}): image {entry["image_id"]} is not in "images"', **about)
     if sound:
         check_box(found, image, box, place, about)
         category, crowd = entry["category_id"], bool(entry.get("iscrowd", 0))
