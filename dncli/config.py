@@ -50,7 +50,7 @@ class TrainConfig:
     """The schedule (Sec. 5.1 by default)."""
 
     epochs: int = 50
-    drop_epoch: float = 40  # after so many epochs the learning rate is multiplied by 0.1; fractions count steps
+    drop_epoch: float = 40.0  # after so many epochs the learning rate is multiplied by 0.1; fractions count steps
     lr: float = 1e-4
     backbone_lr: float = 1e-5
     weight_decay: float = 1e-4

@@ -137,7 +137,7 @@ def unknown_keys(settings: Settings, host: str | None) -> list[Mistake]:
         if host is not None and owners:
             problem = f"{key} belongs to {' and '.join(owners)}, but host.name is {host}"
         else:
-            near = nearest(key, known)
+            near = nearest(key, known) or nearest(key, known_keys())
             problem = f"unknown key {key!r}" + (f", did you mean {near}?" if near else "")
         mistakes.append(Mistake(setting.place, problem))
     return mistakes
