@@ -55,7 +55,7 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reso
     path = find_preset(name_or_path)
     settings, mistakes = read_preset(path)
     for order, text in enumerate(overrides):
-        given, wrong = parse_override(text, order)
+        given, wrong = parse_override(text, Place(2, order, f"override {text!r}"))
         settings, mistakes = merge(settings, given), mistakes + wrong
     config = validated(settings, mistakes, Place(1, 0, shown(path)))
     tree = to_tree(config)

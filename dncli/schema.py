@@ -178,3 +178,9 @@ def guess(value: Any, options: Any) -> str:
 def show(value: Any) -> str:
     """A value as in a preset."""
     return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def override_for(flag: str, value: str) -> str | None:
+    """What a flag such as `--lr 3` was probably meant to be: `train.lr=3`."""
+    key = nearest(flag.lstrip("-").replace("-", "_"), known_keys())
+    return f"{key}={value}" if key else None

@@ -60,9 +60,8 @@ def read_settings(path: Path, name: str, layer: int) -> Found:
     return flatten(node, lambda at: Place(layer, at.start_mark.line + 1, f"{name}:{at.start_mark.line + 1}"))
 
 
-def parse_override(text: str, order: int) -> Found:
+def parse_override(text: str, place: Place) -> Found:
     """`key=value` from the command line, where the value is YAML."""
-    place = Place(2, order, f"override {text!r}")
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         return {}, [Mistake(place, "an override is key=value, for example train.lr=1e-4")]
