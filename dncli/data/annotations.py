@@ -32,8 +32,8 @@ class Defect:
     message: str
 
     def __str__(self) -> str:
-        image = f" image {self.image_id}" if self.image_id is not None else ""
-        annotation = f" annotation {self.annotation_id}" if self.annotation_id is not None else ""
+        image = f" image {self.image_id}:" if self.image_id is not None else ""
+        annotation = f" annotation {self.annotation_id}:" if self.annotation_id is not None else ""
         return f"{self.file}:{image}{annotation} {self.message}"
 
 
@@ -67,9 +67,7 @@ class Annotations:
     categories: dict[int, str] = field(default_factory=dict)
     objects: list[Object] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
-    listed: dict[str, set[int]] = field(
-        default_factory=lambda: defaultdict(set)
-    )  # every id of each list
+    listed: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # every id of each list
 
     def add(self, kind: str, message: str, image_id: int | None = None, annotation_id: int | None = None) -> None:
         self.defects.append(Defect(kind, str(self.file), image_id, annotation_id, message))
@@ -89,8 +87,8 @@ def read_annotations(file: Path, image_folder: Path | None = None) -> Annotation
         for place, entry in entries(found, content, name):
             identity = entry["id"]
             if identity in seen:
-                about = {"images": (identity, None), "annotations": (None, identity)}.get(name, (None, None))
-                found.add(DUPLICATE, f"is the second of its id in {place}: ids must be unique in the file", *about)
+                about = {"images": (identity, None), "annotations": (image_of(entry), identity)}.get(name, ())
+                found.add(DUPLICATE, f"id {identity} appears again ({place}); ids must be unique in the file", *about)
                 continue
             seen.add(identity)
             examine(found, entry, place)
@@ -143,7 +141,7 @@ def add_image(found: Annotations, entry: dict[str, Any], place: str) -> None:
         return
     name = entry["file_name"]
     if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        found.add(BAD_PATH, f"({place}): file_name {name!r} must stay in the image folder", entry["id"])
+        found.add(BAD_PATH, f"file_name {name!r} must stay in the image folder ({place})", entry["id"])
         return
     found.images[entry["id"]] = Image(entry["id"], name, int(entry["width"]), int(entry["height"]))
 
@@ -161,18 +159,18 @@ def add_object(found: Annotations, entry: dict[str, Any], place: str) -> None:
     }
     optional = {"iscrowd": ("0 or 1", lambda value: value in (0, 1)), "area": ("a number", is_number)}
     rules |= {name: rule for name, rule in optional.items() if name in entry}
-    about = {"image_id": entry.get("image_id") if is_id(entry.get("image_id")) else None, "annotation_id": entry["id"]}
+    about = {"image_id": image_of(entry), "annotation_id": entry["id"]}
     if not complete(found, entry, place, rules, **about):
         return
     image, box = found.images.get(entry["image_id"]), tuple(entry["bbox"])
     sound = image is not None and entry["category_id"] in found.categories
     if not all(math.isfinite(x) for x in (*box, entry.get("area", 0))):
-        found.add(NON_FINITE, f"({place}): bbox and area must be finite, got {shown(entry['bbox'])}", **about)
+        found.add(NON_FINITE, f"bbox and area must be finite, got {shown(entry['bbox'])} ({place})", **about)
         sound = False
     if entry["category_id"] not in found.listed["categories"]:
-        found.add(UNKNOWN_CATEGORY, f'({place}): category {entry["category_id"]} is not in "categories"', **about)
+        found.add(UNKNOWN_CATEGORY, f'category {entry["category_id"]} is not in "categories" ({place})', **about)
     if entry["image_id"] not in found.listed["images"]:
-        found.add(UNKNOWN_IMAGE, f'({place}): image {entry["image_id"]} is not in "images"', **about)
+        found.add(UNKNOWN_IMAGE, f'image {entry["image_id"]} is not in "images" ({place})', **about)
     if sound:
         check_box(found, image, box, place, about)
         category, crowd = entry["category_id"], bool(entry.get("iscrowd", 0))
@@ -183,10 +181,10 @@ def check_box(found: Annotations, image: Image, box: tuple[float, ...], place: s
     x, y, width, height = box
     beyond = max(-x, -y, x + width - image.width, y + height - image.height)
     if width <= 0 or height <= 0:
-        found.add(EMPTY_BOX, f"({place}): bbox {list(box)} has no width or no height; it is left out", **about)
+        found.add(EMPTY_BOX, f"bbox {list(box)} has no width or no height; it is left out ({place})", **about)
     elif beyond > SLACK:
         size = f"{image.width} x {image.height}"
-        found.add(OUTSIDE, f"({place}): bbox {list(box)} leaves its image of {size}; it is clipped", **about)
+        found.add(OUTSIDE, f"bbox {list(box)} leaves its image of {size}; it is clipped ({place})", **about)
 
 
 def complete(
@@ -201,10 +199,10 @@ def complete(
     sound = True
     for name, (what, holds) in rules.items():
         if name not in entry:
-            found.add(MISSING_KEY, f'({place}) has no "{name}"', image_id, annotation_id)
+            found.add(MISSING_KEY, f'has no "{name}" ({place})', image_id, annotation_id)
             sound = False
         elif not holds(entry[name]):
-            found.add(WRONG_TYPE, f"({place}): {name} must be {what}, got {shown(entry[name])}", image_id, annotation_id)
+            found.add(WRONG_TYPE, f"{name} must be {what}, got {shown(entry[name])} ({place})", image_id, annotation_id)
             sound = False
     return sound
 
@@ -218,6 +216,11 @@ def find_images(found: Annotations, folder: Path) -> None:
     for image in found.images.values():
         if image.file_name not in present and not os.path.isfile(folder / image.file_name):
             found.add(NO_IMAGE, f"{folder / image.file_name} does not exist", image.id)
+
+
+def image_of(entry: dict[str, Any]) -> int | None:
+    """The image that an annotation names, if it names one at all."""
+    return entry.get("image_id") if is_id(entry.get("image_id")) else None
 
 
 def is_id(value: Any) -> bool:

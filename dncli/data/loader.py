@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -144,6 +145,7 @@ class Batches:
             collate_fn=collate_guarded,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=leave_interrupts,
         )
 
     def __len__(self) -> int:
@@ -154,6 +156,11 @@ class Batches:
             if isinstance(batch, Refusal):
                 raise UserError(*batch)
             yield unpacked(batch)
+
+
+def leave_interrupts(worker: int) -> None:
+    """Ctrl-C is answered by the main process; a worker would print a traceback of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class Refusal(tuple[str, ...]):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from dncli.console import UserError
+from dncli.console import UserError, console
 
 VERSION = 1  # of the drawing: another one is another dataset
 CATEGORIES = {1: "circle", 2: "square", 4: "triangle", 7: "star", 11: "cross", 16: "ring"}  # gaps, as in COCO
@@ -68,6 +68,7 @@ def shapes_root(**parameters: int) -> Path:
     name = "-".join(["shapes", f"v{VERSION}", *(f"{key}{value}" for key, value in values.items())])
     root = cache_folder() / name
     if not root.is_dir():
+        console.print(f"making the shapes dataset in {root}: once, in some 20 seconds", markup=False, soft_wrap=True)
         try:
             make_shapes(root, **values)
         except UserError as error:

@@ -1,0 +1,170 @@
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from dncli.console import UserError
+from dncli.data.coco import Categories, find_split, load_split
+from tests.data.coco_files import image, item, write_annotations, write_split
+
+
+def refusal(root, split="train", **options) -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        load_split(root, split, **options)
+    return caught.value.lines
+
+
+@pytest.mark.parametrize("suffix", ["", "2017"])
+def test_both_layouts(tmp_path, suffix):
+    write_split(tmp_path, f"val{suffix}", [image(1)], [])
+    files = find_split(tmp_path, "val")
+    assert files.annotation_file == tmp_path / "annotations" / f"instances_val{suffix}.json"
+    assert files.image_folder == tmp_path / f"val{suffix}"
+
+
+def test_what_was_looked_for(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        find_split(tmp_path / "nowhere", "train")
+    with pytest.raises(UserError, match="neither annotations/instances_train2017.json nor annotations/instances_train.json"):
+        find_split(tmp_path, "train")
+    write_annotations(tmp_path, "train", "{}")
+    with pytest.raises(UserError, match=f"no folder {tmp_path}/train"):
+        find_split(tmp_path, "train")
+
+
+def test_objects_in_the_detector_s_terms(tmp_path):
+    """Categories by ascending id, boxes as cxcywh of the image, no crowds; images without boxes stay."""
+    annotations = [
+        item(1, 5, [10, 5, 20, 10], category=7),
+        item(2, 9, [0, 0, 40, 20], category=3),
+        item(3, 5, [0, 0, 4, 2], category=3),
+        item(4, 5, [0, 0, 40, 20], iscrowd=1),
+    ]
+    split = load_split(write_split(tmp_path, "train", [image(5), image(9), image(2)], annotations), "train")
+    assert split.categories == Categories((3, 7), ("cat", "dog"))
+    assert split.categories.labels == {3: 0, 7: 1}
+    assert [record.id for record in split.images] == [5, 9, 2]
+    assert split.images[1].path == tmp_path / "train" / "9.png"
+    assert split.objects(5).labels.tolist() == [1, 0]
+    torch.testing.assert_close(split.objects(5).boxes, torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.05, 0.05, 0.1, 0.1]]))
+    assert split.objects(9).labels.tolist() == [0]
+    assert len(split.objects(2)) == 0 and split.objects(2).boxes.shape == (0, 4)
+    assert split.most_objects == 2
+
+
+def test_boxes_are_clipped_and_empty_ones_dropped(tmp_path):
+    boxes = [[-10, -10, 30, 20], [30, 10, 0, 5], [30, 10, 5, -1], [41, 5, 3, 3], [30, 10, 20, 20]]
+    annotations = [item(i, 1, box) for i, box in enumerate(boxes)]
+    split = load_split(write_split(tmp_path, "train", [image(1)], annotations), "train")
+    torch.testing.assert_close(split.objects(1).boxes, torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.875, 0.75, 0.25, 0.5]]))
+
+
+def test_every_defect_with_its_place(tmp_path):
+    images = [image(1), image(1), image(2, file_name="gone.jpg"), {"id": 3, "width": 4, "height": 4}]
+    annotations = [
+        item(1, 1, [0, 0, 5, 5]),
+        item(1, 1, [0, 0, 5, 5]),
+        item(2, 1, [0, 0, 5, 5], category=8),
+        item(3, 77, [0, 0, 5, 5]),
+        item(4, 1, [0, float("nan"), 5, 5]),
+        item(5, 1, [0, 0, 5]),
+        {"id": 6, "image_id": 1, "category_id": 3},
+        item(7, 3, [0, 0, 5, 5]),  # its image is defective: said once, there
+    ]
+    lines = refusal(write_split(tmp_path, "train", images, annotations))
+    file = tmp_path / "annotations" / "instances_train.json"
+    assert lines == (
+        f"{file}: image 1: id 1 appears again (images[1]); ids must be unique in the file",
+        f'{file}: image 3: has no "file_name" (images[3])',
+        f"{file}: image 1: annotation 1: id 1 appears again (annotations[1]); ids must be unique in the file",
+        f'{file}: image 1: annotation 2: category 8 is not in "categories" (annotations[2])',
+        f'{file}: image 77: annotation 3: image 77 is not in "images" (annotations[3])',
+        f"{file}: image 1: annotation 4: bbox and area must be finite, got [0, NaN, 5, 5] (annotations[4])",
+        f"{file}: image 1: annotation 5: bbox must be [x, y, width, height], got [0, 0, 5] (annotations[5])",
+        f'{file}: image 1: annotation 6: has no "bbox" (annotations[6])',
+        f"{file}: image 2: {tmp_path}/train/gone.jpg does not exist",
+        f"9 defects; see them all with: dndetr data check {tmp_path}",
+    )
+
+
+def test_the_first_ten_and_a_count(tmp_path):
+    annotations = [item(i, 1, [0, 0, 5, 5], category=8) for i in range(15)]
+    lines = refusal(write_split(tmp_path, "train", [image(1)], annotations))
+    assert len(lines) == 12
+    assert lines[10:] == ("... and 5 more", f"15 defects; see them all with: dndetr data check {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"images": [],\n "annotations": [}', "line 2, column 18: malformed JSON"),
+        ("[]", "is not COCO"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"images": {}, "annotations": [], "categories": []}', '"images" must be a list'),
+        ('{"images": [], "annotations": []}', 'has no "categories"'),
+        ('{"images": [3], "annotations": [], "categories": []}', r"images\[0\] must be an object"),
+        ('{"images": [{"id": "a"}], "annotations": [], "categories": []}', "id must be a whole number"),
+        ('{"images": [{"id": true}], "annotations": [], "categories": []}', "id must be a whole number"),
+        ('{"images": [], "annotations": [], "categories": []}', '"images" is empty'),
+    ],
+)
+def test_malformed_files(tmp_path, text, said):
+    (tmp_path / "train").mkdir()
+    write_annotations(tmp_path, "train", text)
+    with pytest.raises(UserError, match=said):
+        load_split(tmp_path, "train")
+
+
+def test_not_text(tmp_path):
+    root = write_split(tmp_path, "train", [image(1)], [])
+    (root / "annotations" / "instances_train.json").write_bytes(b'{"images":\n "\xff"}')
+    assert "line 2: not text: byte 0xff" in refusal(root)[0]
+
+
+@pytest.mark.parametrize("name", ["../1.png", "/etc/1.png", "a/../../1.png"])
+def test_file_names_stay_in_the_root(tmp_path, name):
+    lines = refusal(write_split(tmp_path, "train", [image(4, file_name=name)], []))
+    assert f"image 4: file_name '{name}' must stay in the image folder (images[0])" in lines[0]
+
+
+def test_subfolders_are_allowed(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    root = write_split(tmp_path, "train", [image(1, file_name="a/1.png")], [item(1, 1, [0, 0, 5, 5])])
+    assert load_split(root, "train").images[0].path == root / "train" / "a" / "1.png"
+
+
+def test_nothing_to_train_on(tmp_path):
+    crowd = item(1, 1, [0, 0, 5, 5], iscrowd=1)
+    for split in ("train", "val"):
+        write_split(tmp_path, split, [image(1)], [crowd])
+    assert "none of the 1 images has an object to train on" in refusal(tmp_path)[0]
+    assert load_split(tmp_path, "val").most_objects == 0
+
+
+def test_categories_of_a_checkpoint(tmp_path):
+    root = write_split(tmp_path, "val", [image(1)], [item(1, 1, [0, 0, 5, 5], category=7)])
+    known = Categories((1, 3, 7), ("bird", "cat", "dog"))
+    split = load_split(root, "val", known)
+    assert split.categories is known and split.objects(1).labels.tolist() == [2]
+    assert (
+        "category 7 (dog) is not among the 1 that were trained"
+        in refusal(root, "val", categories=Categories((3,), ("cat",)))[0]
+    )
+    assert (
+        "category 3 is cat, but was trained as cow" in refusal(root, "val", categories=Categories((3, 7), ("cow", "dog")))[0]
+    )
+
+
+def test_categories_are_plain():
+    assert json.loads(json.dumps(asdict(Categories((3, 7), ("cat", "dog"))))) == {"ids": [3, 7], "names": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize("name, images, objects, classes", [("bccd", 292, 3941, 3), ("coco-open", 92, 820, 80)])
+def test_real_data(real, name, images, objects, classes):
+    split = load_split(real(name), "train")
+    assert (len(split.images), len(split.labels), len(split.categories)) == (images, objects, classes)
+    assert split.labels.min() >= 0 and split.labels.max() < classes
+    half = split.boxes[:, 2:] / 2
+    assert (split.boxes[:, :2] - half > -1e-6).all() and (split.boxes[:, :2] + half < 1 + 1e-6).all()
+    assert load_split(real(name), "val", split.categories).categories == split.categories
