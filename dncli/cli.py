@@ -61,7 +61,8 @@ def usage(error: Exception, arguments: list[str]) -> list[str]:
     """What is wrong with a command line; a flag that is a setting is answered with its override."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "dndetr"
-    lines = [f"{path}: {error.format_message()} (see {path} --help)"]
+    message = error.format_message()
+    lines = [f"{path}: {message} (see {path} --help)"] if message else []  # without a command the help says it all
     flag = getattr(error, "option_name", None)
     if flag is not None:
         from dncli.schema import override_for
@@ -191,11 +192,11 @@ def info(
 
     Example: [bold]dndetr info dn-dab-r50-50ep noise.groups=10[/bold]
     """
-    from dncli.info import info, table
+    from dncli.info import info, report
     from dncli.presets import load_preset
 
     resolved = load_preset(preset, overrides or [])
-    console.print(table(resolved, info(resolved)))
+    console.print(report(resolved, info(resolved)))
 
 
 @data.command()
