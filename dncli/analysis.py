@@ -21,9 +21,7 @@ def instability(previous: Matches, current: Matches) -> float:
     images in the same order, or another number of queries.
     """
     if previous.matched.shape != current.matched.shape or not np.array_equal(previous.image_id, current.image_id):
-        raise ValueError(
-            "instability compares matches of the same images and queries, these belong to different ones"
-        )
+        raise ValueError("instability compares matches of the same images and queries, these belong to different ones")
     if not len(current.image_id):
         raise ValueError("instability needs at least one image")
     return float((previous.matched != current.matched).sum(axis=1).mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ FORMAT = 1
 class Checkpoint:
     """All that a run needs to go on, and all that a detector needs to be used.
 
-    No random state is kept: data and noise follow from (seed, epoch, image id), and every epoch begins by seeding the rest
-    with (seed, epoch, process).
+    No random state is kept: data and noise follow from (seed, epoch, image id), and every step begins by seeding the
+    rest with (seed, step, process).
     """
 
     model: dict[str, Tensor]
@@ -71,7 +72,8 @@ def load_checkpoint(run_or_file: str | Path, prefer: str = "best.pt") -> Checkpo
     """Read a checkpoint file, or the one of a run folder: `prefer`, else the last. UserError says what is wrong."""
     path = find_checkpoint(Path(run_or_file), prefer)
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # what torch thinks of other tools' files
+            values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: not a dndetr checkpoint: not a file of tensors and plain values, and it is not opened because "
@@ -85,9 +87,7 @@ def load_checkpoint(run_or_file: str | Path, prefer: str = "best.pt") -> Checkpo
     if not isinstance(values, dict) or values.get("format") is None or "category_ids" not in values:
         raise UserError(f"{path}: not a dndetr checkpoint; weights of other tools cannot be used here")
     if values["format"] != FORMAT or set(values) != fields:
-        raise UserError(
-            f"{path}: checkpoint of format {values['format']}, this version of dndetr reads format {FORMAT}"
-        )
+        raise UserError(f"{path}: checkpoint of format {values['format']}, this version of dndetr reads format {FORMAT}")
     return Checkpoint(**values)
 
 
@@ -109,9 +109,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     mine = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     theirs = {key: tuple(value.shape) for key, value in weights.items()}
     differing = [
-        f"  {key}: {theirs[key]} there, {mine[key]} here"
-        for key in mine.keys() & theirs.keys()
-        if theirs[key] != mine[key]
+        f"  {key}: {theirs[key]} there, {mine[key]} here" for key in mine.keys() & theirs.keys() if theirs[key] != mine[key]
     ]
     missing = [f"  {key}: not there" for key in mine.keys() - theirs.keys()]
     unknown = [f"  {key}: not here" for key in theirs.keys() - mine.keys()]

@@ -32,9 +32,7 @@ class Evaluation:
     metrics: dict[str, float | None]  # METRICS; None where there was nothing to count
     detections: list[dict[str, Any]]  # COCO results with the original category ids
     matches: Matches  # the vector V of Eq. 1 of every image, from the last layer
-    anchor_distance: (
-        float | None
-    )  # mean l1 distance of initial anchors and matched boxes (Sec. 3.2); None = no objects
+    anchor_distance: float | None  # mean l1 distance of initial anchors and matched boxes (Sec. 3.2); None = no objects
 
 
 class Detections(NamedTuple):
@@ -130,9 +128,7 @@ def coco_results(findings: Iterable[Finding], category_ids: Sequence[int]) -> li
         scores = finding.scores.astype(np.float64).round(6)
         results += [
             {"image_id": finding.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-            for box, label, score in zip(
-                boxes.round(3).tolist(), finding.labels.tolist(), scores.tolist(), strict=True
-            )
+            for box, label, score in zip(boxes.round(3).tolist(), finding.labels.tolist(), scores.tolist(), strict=True)
         ]
     return results
 
@@ -154,7 +150,8 @@ def coco_metrics(truth: COCO, detections: Sequence[dict[str, Any]]) -> dict[str,
 def ground_truth(split: Split) -> COCO:
     """pycocotools' view of the split's annotation file, crowds included.
 
-    Annotations are numbered anew from 1, since pycocotools takes an object of id 0 for none; a missing area is the box's.
+    Annotations are numbered anew from 1, since pycocotools takes an object of id 0 for none; where an area is missing it
+    is the box's.
     """
     annotations = [
         {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -28,8 +29,8 @@ REMEDY = "try a lower train.lr, more train.warmup_steps or train.precision=fp32"
 class Learner:
     """Takes steps. A step's batch comes in parts, whose losses share one normaliser: the objects of the whole batch.
 
-    So parts, and processes, make no difference to the gradient but rounding (where no layer mixes images in training, as
-    batch norm does).
+    So parts, and processes, make no difference to the gradient but rounding (except where batch norm learns, which sees
+    one part at a time).
     """
 
     def __init__(self, config: Config, model: nn.Module, device: torch.device, steps_per_epoch: int):
@@ -57,6 +58,7 @@ class Learner:
 
     def step(self, parts: Sequence[Part], task: Task) -> dict[str, Tensor]:
         """One update from the parts of a batch; returns this process's losses by name, summed over the parts."""
+        seed_step(self.config.seed, self.step_count)
         set_rate(self.optimizer, rate_factor(self.step_count, self.steps_per_epoch, self.config))
         count = sum(len(target.labels) for _, targets in parts for target in targets)
         objects = distributed.all_mean(torch.tensor(float(count), device=self.device)).item()
@@ -100,7 +102,7 @@ class Learner:
         bad = [name for name, value in losses.items() if not value.isfinite()]
         where = f"the losses {', '.join(bad)} are" if bad else "the gradient is"
         raise UserError(
-            f"step {self.step_count + 1}: {where} not finite (image ids {image_ids}), the weights were not changed; {REMEDY}"
+            f"step {self.step_count + 1}: {where} not finite (image ids {image_ids}), no weight was changed; {REMEDY}"
         )
 
     def state(self) -> dict[str, object]:
@@ -122,6 +124,12 @@ class Learner:
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.ema)
             self.ema.n_averaged.fill_(checkpoint.step)
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Let what a step draws inside the model (dropout) follow from the seed, the step and the process alone."""
+    state = np.random.SeedSequence((seed, step, distributed.rank())).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:

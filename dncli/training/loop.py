@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from dncli.config import Config
 from dncli.console import UserError
 from dncli.data.loader import TrainLoader
 from dncli.plots import plot_run
-from dncli.presets import Resolved, to_tree
+from dncli.presets import Resolved, leaves, to_tree
 from dncli.tasks import Detection, Task
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint, save_checkpoint
@@ -42,9 +41,10 @@ def train(
 ) -> Path:
     """Train as `resolved` says into the run folder `out`, evaluating on the way; returns that folder.
 
-    `resume` goes on with a run in its own folder after its last whole epoch, exactly as if it had never stopped (on a CPU,
-    to the last bit); `init_from` takes only the weights of a run or checkpoint. Processes that torchrun started share each
-    batch. Raises UserError for settings, data, weights or folders that do not work, before anything is overwritten.
+    `resume` goes on with a run in its own folder after its last whole epoch, exactly as if it had never stopped (on a
+    CPU, to the last bit); `init_from` takes only the weights of a run or checkpoint. Processes that torchrun started
+    share each batch. Raises UserError for settings, data, weights or folders that do not work, before anything is
+    overwritten.
     """
     config = resolved.config
     with distributed.processes(config.train.device) as device:
@@ -69,9 +69,7 @@ def train(
     return run.path
 
 
-def loop(
-    config: Config, data: Data, learner: Learner, run: Run, report: Report, checkpoint: Checkpoint | None
-) -> None:
+def loop(config: Config, data: Data, learner: Learner, run: Run, report: Report, checkpoint: Checkpoint | None) -> None:
     """Epoch after epoch: train, evaluate, keep."""
     task = Detection(config.noise, len(data.categories), config.train.seed)
     matcher = Matcher(config.match)
@@ -79,7 +77,6 @@ def loop(
     epochs = config.train.epochs
     for epoch in range(1 if checkpoint is None else checkpoint.epoch + 1, epochs + 1):
         start = time.perf_counter()
-        seed_all(config.train.seed, epoch)
         data.batches.set_epoch(epoch)
         losses = train_epoch(learner, data.batches, task.at(epoch), report, f"epoch {epoch}/{epochs}")
         if config.noise is None:
@@ -194,7 +191,7 @@ def open_run(
 
 def check_resumable(run: str | Path, checkpoint: Checkpoint, config: Config) -> None:
     """Refuse to go on with other settings, all differences at once, or past the last epoch."""
-    before, now = flat(checkpoint.config), flat(to_tree(config))
+    before, now = leaves(checkpoint.config), leaves(to_tree(config))
     changed = [
         f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
@@ -206,26 +203,7 @@ def check_resumable(run: str | Path, checkpoint: Checkpoint, config: Config) -> 
             *changed,
         )
     if checkpoint.epoch >= config.train.epochs:
-        raise UserError(
-            f"{run}: all {checkpoint.epoch} epochs are done; raise train.epochs to go on, or see: dndetr eval --ckpt {run}"
-        )
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings by dotted name."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves
-
-
-def seed_all(seed: int, epoch: int) -> None:
-    """Begin an epoch with random numbers (dropout) that follow from the seed, the epoch and the process."""
-    state = np.random.SeedSequence((seed, epoch, distributed.rank())).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]))
+        raise UserError(f"{run}: all {checkpoint.epoch} epochs are done; raise train.epochs to go on")
 
 
 def status(losses: dict[str, Tensor], learner: Learner, waiting: Waiting) -> str:

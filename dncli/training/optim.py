@@ -9,9 +9,9 @@ from dncli.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in two groups, the backbone with its own learning rate; the weight decay is the same everywhere (as in DN-DETR).
+    """AdamW in two groups, the backbone with its own learning rate; the weight decay is everywhere the same.
 
-    Parameters that need no gradient are left out. A backbone learning rate of 0 freezes the backbone's weights.
+    So does DN-DETR. Parameters that need no gradient are left out. A backbone rate of 0 freezes the backbone's weights.
     """
     if not config.backbone_lr:
         model.backbone.requires_grad_(False)

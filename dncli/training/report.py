@@ -107,7 +107,8 @@ def plan(config: Config, data: Data, model: nn.Module, device: torch.device, out
         (
             "batch",
             f"{batch} images a step = {batch // (world * train.accumulate)} a process "
-            f"x {train.accumulate} accumulated x {world} process{'es' if world > 1 else ''}, {len(data.batches)} steps an epoch",
+            f"x {train.accumulate} accumulated x {world} process{'es' if world > 1 else ''}, "
+            f"{len(data.batches)} steps an epoch",
         ),
         ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
         ("training images", counts(data.train)),

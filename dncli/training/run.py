@@ -115,9 +115,7 @@ def create_run(path: Path, tree: dict[str, Any], *, room: int, overwrite: bool) 
         (path / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         (path / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written: {error.strerror or error}; choose another folder with --out"
-        ) from error
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another folder with --out") from error
     return Run(path)
 
 
@@ -201,9 +199,7 @@ def git_commit(root: Path) -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        result = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
+        result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     except OSError:
         return None
     return result.stdout.strip() or None

@@ -21,9 +21,7 @@ def test_an_object_that_moves_to_another_query_counts_twice():
     assert instability(matches([1], [[0, -1]]), matches([1], [[-1, 0]])) == 2
 
 
-@pytest.mark.parametrize(
-    "after", [matches([2], [[0, -1]]), matches([1], [[0, -1, -1]]), matches([1, 2], [[0, -1]] * 2)]
-)
+@pytest.mark.parametrize("after", [matches([2], [[0, -1]]), matches([1], [[0, -1, -1]]), matches([1, 2], [[0, -1]] * 2)])
 def test_other_images_or_queries_are_refused(after):
     with pytest.raises(ValueError, match="same images"):
         instability(matches([1], [[0, -1]]), after)

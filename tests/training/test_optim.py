@@ -28,9 +28,7 @@ def test_a_backbone_rate_of_zero_freezes_the_backbone():
     assert not any(p.requires_grad for p in model.backbone.parameters())
 
 
-@pytest.mark.parametrize(
-    ("step", "factor"), [(0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (14, 1.0), (15, 0.1), (19, 0.1)]
-)
+@pytest.mark.parametrize(("step", "factor"), [(0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (14, 1.0), (15, 0.1), (19, 0.1)])
 def test_warm_up_is_linear_and_a_fraction_of_the_drop_epoch_counts_steps(step, factor):
     config = TrainConfig(warmup_steps=4, drop_epoch=1.5)
     assert rate_factor(step, steps_per_epoch=10, config=config) == pytest.approx(factor)

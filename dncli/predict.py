@@ -1,0 +1,119 @@
+"""`dndetr predict`: detections in any images, drawn and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from dncli.config import Config
+from dncli.console import UserError
+from dncli.data.augment import fixed_view
+from dncli.data.coco import Categories
+from dncli.data.images import read_image
+from dncli.data.loader import collate
+from dncli.draw import Mark, draw_marks
+from dncli.training.checkpoint import load_checkpoint
+from dncli.training.commands import settings_of
+from dncli.training.distributed import choose_device
+from dncli.training.evaluate import detect
+from dncli.training.prepare import categories_of, load_detector
+from dncli.training.report import Report
+from dncli.training.run import replace_text
+from models.structures import Target
+
+
+def predict(ckpt: str | Path, paths: Sequence[str | Path], out: str | Path, threshold: float = 0.3) -> list[dict[str, Any]]:
+    """Find objects in images and folders of images with a run's best epoch or a checkpoint file.
+
+    `out`, a new or empty folder, receives a drawn picture of each image and predictions.json: of each file its size and
+    its detections with a score from `threshold` on (box x1, y1, x2, y2 in pixels, name, category_id, score). Returns the
+    same. Files that cannot be read are named in a UserError at the end, when all others are done.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not empty; give a new folder with --out")
+    checkpoint = load_checkpoint(ckpt)
+    config, device = settings_of(checkpoint, (), ckpt), choose_device("auto")
+    model, categories = load_detector(checkpoint, config, ckpt).to(device), categories_of(checkpoint)
+    files, problems = find_images(paths)
+    predictions: list[dict[str, Any]] = []
+    report = Report()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for file in report.track(files, "predicting"):
+            try:
+                picture = read_image(file)
+            except UserError as error:
+                problems += error.lines
+                continue
+            detections = find_objects(model, picture, config, categories, threshold)
+            size = {"width": picture.width, "height": picture.height}
+            predictions.append({"file": str(file), **size, "detections": detections})
+            draw(picture, detections, categories).save(free_name(out, file.stem), quality=92)
+        replace_text(out / "predictions.json", json.dumps(predictions, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}; give another folder with --out") from error
+    found = sum(len(prediction["detections"]) for prediction in predictions)
+    report.say(f"{len(predictions)} images, {found} objects with a score from {threshold}: {out / 'predictions.json'}")
+    if problems:
+        raise UserError(*problems)
+    return predictions
+
+
+def find_images(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
+    """The image files meant by files and folders, and what is wrong with the others."""
+    files: list[Path] = []
+    problems = []
+    for path in map(Path, paths):
+        found = sorted(images_in(path)) if path.is_dir() else [path] if path.exists() else []
+        files += found
+        if not found:
+            problems.append(f"{path}: {'holds no images' if path.is_dir() else 'no such file or folder'}")
+    return list(dict.fromkeys(files)), problems
+
+
+def images_in(folder: Path) -> Iterator[Path]:
+    """Files that look like images by their names."""
+    known = Image.registered_extensions()
+    return (file for file in folder.iterdir() if file.suffix.lower() in known and file.is_file())
+
+
+@torch.inference_mode()
+def find_objects(
+    model: nn.Module, picture: Image.Image, config: Config, categories: Categories, threshold: float
+) -> list[dict[str, Any]]:
+    """Detections of one image, best first, clipped to it."""
+    nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+    images, _ = collate([(fixed_view(picture, config.data), nothing)])
+    _, output = model(images.to(next(model.parameters()).device)).split()
+    (found,) = detect(output, [(picture.height, picture.width)], config.eval.top)
+    edges = torch.tensor([picture.width, picture.height] * 2, device=found.boxes.device)
+    boxes = found.boxes.clamp(min=0).minimum(edges)
+    return [
+        {
+            "box": [round(v, 2) for v in box],
+            "name": categories.names[label],
+            "category_id": categories.ids[label],
+            "score": round(score, 4),
+        }
+        for box, label, score in zip(boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+        if score >= threshold
+    ]
+
+
+def draw(picture: Image.Image, detections: Sequence[dict[str, Any]], categories: Categories) -> Image.Image:
+    """The picture with its detections, the best on top."""
+    marks = [Mark(tuple(d["box"]), categories.labels[d["category_id"]], f"{d['name']} {d['score']:.2f}") for d in detections]
+    return draw_marks(picture, marks[::-1])
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """STEM.jpg, or STEM-2.jpg where images of one name come from several folders."""
+    names = (folder / (f"{stem}.jpg" if i == 1 else f"{stem}-{i}.jpg") for i in range(1, 10**6))
+    return next(name for name in names if not name.exists())

@@ -1,0 +1,113 @@
+"""One step: parts of a batch add up to the whole, and what cannot be computed changes nothing."""
+
+import copy
+
+import pytest
+import torch
+
+from dncli.console import UserError
+from dncli.tasks import Detection
+from dncli.training.learner import Learner
+from models.denoising.noise import NoiseConfig
+from models.structures import Images
+from tests.training.tiny import CLASSES, batch, frozen_statistics, halves, tiny_config, tiny_model
+
+CPU = torch.device("cpu")
+TASK = Detection(NoiseConfig(groups=2), CLASSES, seed=0)
+
+
+def learner(**train) -> Learner:
+    config = tiny_config(**train)
+    return Learner(config, frozen_statistics(tiny_model(config)), CPU, steps_per_epoch=10)
+
+
+def test_accumulated_parts_equal_the_whole_batch():
+    images, targets = batch([3, 0, 1, 2])
+    whole, parts = learner(clip=0.0), learner(clip=0.0, accumulate=2)
+    gradients = []
+    for each, pieces in ((whole, [(images, targets)]), (parts, halves(images, targets))):
+        each.optimizer.zero_grad = lambda set_to_none=True: None  # keep the gradients to look at
+        each.losses = each.step(pieces, TASK)
+        gradients.append({name: p.grad for name, p in each.model.named_parameters()})
+    torch.testing.assert_close(whole.losses, parts.losses)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_are_told_apart():
+    images, targets = batch([2, 1])
+    losses = learner().step([(images, targets)], TASK)
+    assert {"loss", "dn_loss", "cls_0", "giou_1", "dn_box_1"} <= losses.keys()
+    weights = {"cls": 1.0, "box": 5.0, "giou": 2.0}
+    share = sum(weights[name[3:-2]] * value for name, value in losses.items() if name[:3] == "dn_" and name != "dn_loss")
+    torch.testing.assert_close(losses["dn_loss"], share)
+    assert losses["loss"] > losses["dn_loss"] > 0
+
+
+def test_without_noise_nothing_is_denoised():
+    images, targets = batch([2, 1])
+    losses = learner().step([(images, targets)], Detection(None, CLASSES, seed=0))
+    assert losses["dn_loss"] == 0
+    assert not any(name.startswith("dn_") for name in losses.keys() - {"dn_loss"})
+
+
+def test_noise_follows_from_epoch_and_image_alone():
+    _, targets = batch([2, 3])
+    together, _ = TASK.at(3)(targets)
+    alone, _ = TASK.at(3)(targets[1:])
+    later, _ = TASK.at(4)(targets)
+    torch.testing.assert_close(together.denoise.boxes[1], alone.denoise.boxes[0])
+    assert not torch.equal(together.denoise.boxes, later.denoise.boxes)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_changes_no_weight():
+    images, targets = batch([2, 1])
+    broken = Images(images.pixels * float("nan"), images.padding)
+    each = learner()
+    before = copy.deepcopy(each.model.state_dict())
+    with pytest.raises(UserError, match="not finite"):
+        each.step([(broken, targets)], TASK)
+    torch.testing.assert_close(dict(each.model.named_parameters()), {k: before[k] for k, _ in each.model.named_parameters()})
+
+
+def test_a_loss_that_is_not_finite_is_named():
+    images, targets = batch([2, 1])
+    each = learner()
+    with torch.no_grad():
+        each.model.label.table.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="image ids|decoder layer"):
+        each.step([(images, targets)], TASK)
+
+
+def test_clipping_bounds_the_step():
+    images, targets = batch([3, 2])
+    norms = []
+    each = learner(clip=0.05)
+    each.optimizer.zero_grad = lambda set_to_none=True: None
+    each.step([(images, targets)], TASK)
+    norms = torch.stack([p.grad.norm() for p in each.parameters])
+    assert norms.norm() == pytest.approx(0.05, rel=1e-3)
+
+
+def test_averaged_weights_follow_slowly():
+    images, targets = batch([3, 2])
+    each = learner(ema=0.5, lr=1e-2)
+    states = []
+    for _ in range(2):
+        each.step([(images, targets)], TASK)
+        states.append(each.model.anchors.detach().clone())
+    torch.testing.assert_close(each.evaluated.anchors, (states[0] + states[1]) / 2)
+    assert not torch.equal(states[0], states[1])
+
+
+def test_fp16_needs_cuda():
+    with pytest.raises(UserError, match="fp16 needs CUDA"):
+        learner(precision="fp16")
+
+
+def test_bf16_computes_the_losses_in_fp32():
+    images, targets = batch([2, 1])
+    losses = learner(precision="bf16").step([(images, targets)], TASK)
+    full = learner().step([(images, targets)], TASK)
+    assert losses["loss"].dtype == torch.float32
+    assert losses["loss"] == pytest.approx(full["loss"].item(), rel=0.05)
+    assert losses["loss"] != full["loss"]

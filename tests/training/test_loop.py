@@ -1,0 +1,201 @@
+"""Whole trainings at tiny size: what they leave behind, and going on as if they had never stopped."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import dncli.training.loop as loop_module
+from dncli.console import UserError
+from dncli.predict import predict
+from dncli.training.checkpoint import load_checkpoint
+from dncli.training.commands import evaluate_command
+from dncli.training.evaluate import METRICS
+from dncli.training.loop import train
+from models.deformable_detr import DeformableDetrConfig
+from tests.training.tiny import CATEGORY_IDS, resolved, tiny_config, with_train, write_dataset
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    config = tiny_config(root, epochs=3, drop_epoch=1.5, warmup_steps=3, ema=0.5)
+    return replace(config, host=replace(config.host, dropout=0.1))  # dropout: random numbers must go on as well
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, settings):
+    return train(resolved(settings), tmp_path_factory.mktemp("runs") / "whole")
+
+
+def records(run):
+    """The metrics of a run, but for the time they took."""
+    return [{**json.loads(line), "seconds": 0} for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_behind(run):
+    for name in ("config.yaml", "env.json", "metrics.jsonl", "metrics.csv", "train.log", "checkpoints/last.pt",
+                 "checkpoints/best.pt", "plots/losses.png", "plots/ap.png", "plots/instability.png",
+                 "plots/anchor_distance.png", "eval/detections.json"):  # fmt: skip
+        assert (run / name).stat().st_size > 0, name
+    lines = records(run)
+    head = ["epoch", "step", "seconds", "lr", "loss", "dn_loss"]
+    assert list(lines[0])[:6] == head
+    assert {*METRICS, "instability", "anchor_distance", "cls_0", "dn_giou_1"} <= lines[0].keys()
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert [line["lr"] for line in lines] == pytest.approx([1e-3 * 2 / 3, 1e-4, 1e-4])
+    assert lines[0]["instability"] is None
+    assert lines[1]["instability"] is not None
+    with open(run / "metrics.csv", newline="") as file:
+        assert list(csv.DictReader(file).fieldnames) == list(lines[0])
+    with np.load(run / "matches" / "epoch_002.npz") as matches:
+        assert matches["image_id"].tolist() == [10 * i + 3 for i in range(6)]
+        assert matches["matched"].shape == (6, 9)
+    pictures = sorted((run / "predictions").glob("*.jpg"))
+    assert len(pictures) == 6
+    assert min(PIL.Image.open(pictures[0]).size) >= 400
+    assert {d["category_id"] for d in json.loads((run / "eval" / "detections.json").read_text())} <= set(CATEGORY_IDS)
+
+
+def test_the_output_is_plain_where_it_is_piped(settings, tmp_path, capsys):
+    train(resolved(with_train(settings, epochs=1)), tmp_path / "run")
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "7 with objects, 3 without" in shown
+    assert "epoch 1/1  loss" in shown
+    assert f"dndetr eval --ckpt {tmp_path / 'run'}" in shown
+    assert (tmp_path / "run" / "train.log").read_text() == shown
+
+
+@pytest.mark.parametrize("stopped", ["between epochs", "before the checkpoint"])
+def test_resuming_gives_the_same_bits(run, settings, tmp_path, monkeypatch, stopped):
+    """A run killed after its second epoch, or while that was being kept, ends like the one that was not."""
+    saves = []
+
+    def killed(path, checkpoint):
+        if len(saves) == (4 if stopped == "between epochs" else 2) or (stopped != "between epochs" and checkpoint.epoch == 2):
+            raise KeyboardInterrupt
+        saves.append(path)
+        return original(path, checkpoint)
+
+    original = loop_module.save_checkpoint
+    monkeypatch.setattr(loop_module, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(resolved(settings), tmp_path / "run")
+    monkeypatch.setattr(loop_module, "save_checkpoint", original)
+    assert load_checkpoint(tmp_path / "run", prefer="last.pt").epoch < 3
+    train(resolved(settings), None, resume=tmp_path / "run")
+    assert records(tmp_path / "run") == records(run)
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (load_checkpoint(r / "checkpoints" / name) for r in (tmp_path / "run", run))
+        for part in ("model", "ema", "optimizer"):
+            torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), rtol=0, atol=0)
+        assert (ours.epoch, ours.step, ours.best_ap) == (theirs.epoch, theirs.step, theirs.best_ap)
+
+
+def test_a_run_can_be_made_longer(run, settings, tmp_path):
+    train(resolved(with_train(settings, epochs=2)), tmp_path / "run")
+    train(resolved(with_train(settings, epochs=3)), None, resume=tmp_path / "run")
+    assert records(tmp_path / "run") == records(run)
+
+
+def test_resuming_with_other_settings_is_refused_with_all_of_them(run, settings):
+    other = with_train(settings, lr=0.5, clip=9.0, epochs=5, device="auto")
+    with pytest.raises(UserError) as error:
+        train(resolved(replace(other, data=replace(other.data, workers=1))), None, resume=run)
+    assert [line.split(":")[0].strip() for line in error.value.lines[1:]] == ["train.clip", "train.lr"]
+
+
+def test_a_finished_run_is_not_resumed(run, settings):
+    with pytest.raises(UserError, match="all 3 epochs are done"):
+        train(resolved(settings), None, resume=run)
+
+
+def test_workers_do_not_change_results(run, settings, tmp_path):
+    config = replace(settings, data=replace(settings.data, workers=2))
+    train(resolved(config), tmp_path / "run")
+    assert records(tmp_path / "run") == records(run)
+
+
+def test_an_existing_run_is_refused_before_anything_is_read(run, settings):
+    before = records(run)
+    with pytest.raises(UserError, match="not empty"):
+        train(resolved(replace(settings, data=replace(settings.data, root="nowhere"))), run)
+    assert records(run) == before
+
+
+def test_init_from_takes_the_weights_only(run, settings, tmp_path):
+    frozen = with_train(settings, epochs=1, lr=1e-12, backbone_lr=0.0, ema=0.0)
+    train(resolved(frozen), tmp_path / "run", init_from=run)
+    ours, theirs = load_checkpoint(tmp_path / "run", prefer="last.pt"), load_checkpoint(run)
+    assert ours.step == 2
+    torch.testing.assert_close(ours.model["anchors"], theirs.weights["anchors"])
+
+
+def test_init_from_another_architecture_is_refused_and_writes_nothing(run, settings, tmp_path):
+    wider = replace(settings, host=replace(settings.host, hidden=32))
+    with pytest.raises(UserError, match="these do not fit"):
+        train(resolved(wider), tmp_path / "run", init_from=run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_epochs_between_evaluations_have_no_ap(settings, tmp_path):
+    config = replace(with_train(settings, epochs=3), eval=replace(settings.eval, every=2))
+    train(resolved(config), tmp_path / "run")
+    lines = records(tmp_path / "run")
+    assert [line["ap"] is None for line in lines] == [True, False, False]
+    assert [line["instability"] is None for line in lines] == [True, True, False]
+
+
+def test_a_baseline_has_no_denoising_loss(settings, tmp_path):
+    host = DeformableDetrConfig(
+        decoder="deformable", query="point", queries=9, levels=1, points=2, hidden=16, heads=2, ffn=16,
+        encoder_layers=1, decoder_layers=1,
+    )  # fmt: skip
+    train(resolved(replace(with_train(settings, epochs=1), noise=None, host=host)), tmp_path / "run")
+    (line,) = records(tmp_path / "run")
+    assert line["dn_loss"] is None
+    assert not any(name.startswith("dn_") for name in line.keys() - {"dn_loss"})
+
+
+def test_eval_of_a_run_gives_the_ap_of_its_best_epoch(run, tmp_path):
+    best = max(records(run), key=lambda line: line["ap"])
+    found = evaluate_command(run, ["eval.batch_size=2", "data.workers=0"], tmp_path / "out" / "eval.json")
+    written = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert found == {name: written[name] for name in METRICS}
+    assert [found[name] for name in METRICS] == pytest.approx([best[name] for name in METRICS], abs=1e-6)
+
+
+def test_eval_changes_no_setting_of_the_model(run):
+    with pytest.raises(UserError, match="host.queries: fixed by the checkpoint"):
+        evaluate_command(run, ["host.queries=5"])
+
+
+def test_predict_writes_pictures_and_json_and_names_what_it_could_not_read(run, root, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "in" / "notes.txt").write_text("no image by its name")
+    PIL.Image.open(root / "val" / "1.png").save(tmp_path / "in" / "1.png")
+    with pytest.raises(UserError) as error:
+        predict(run, [tmp_path / "in", root / "val" / "1.png", tmp_path / "missing"], tmp_path / "out", threshold=0.0)
+    assert len(error.value.lines) == 2
+    assert "missing" in str(error.value)
+    assert "broken.png" in str(error.value)
+    predictions = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [p["file"] for p in predictions] == [str(tmp_path / "in" / "1.png"), str(root / "val" / "1.png")]
+    first = predictions[0]["detections"]
+    assert len(first) == 20  # eval.top
+    assert {d["category_id"] for d in first} <= set(CATEGORY_IDS)
+    assert all(0 <= x <= 40 and 0 <= y <= 32 for d in first for x, y in (d["box"][:2], d["box"][2:]))
+    assert first == predictions[1]["detections"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1-2.jpg", "1.jpg", "predictions.json"]
+    with pytest.raises(UserError, match="not empty"):
+        predict(run, [root / "val"], tmp_path / "out")

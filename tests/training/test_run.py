@@ -1,0 +1,128 @@
+"""The run folder: refused where it would cost something, and found unwritable before the first epoch."""
+
+import csv
+import errno
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from dncli.analysis import Matches
+from dncli.console import UserError
+from dncli.training.run import Run, check_free, create_run, reopen_run
+
+TREE = {"train": {"lr": 1e-4}}
+
+
+def test_a_new_run_has_its_settings_and_environment(tmp_path):
+    run = create_run(tmp_path / "a" / "run", TREE, room=100, overwrite=False)
+    assert yaml.safe_load((run.path / "config.yaml").read_text()) == TREE
+    environment = json.loads((run.path / "env.json").read_text())
+    assert {"command", "versions", "platform", "git_commit"} <= environment.keys()
+    assert sorted(p.name for p in run.path.iterdir() if p.is_dir()) == [
+        "checkpoints",
+        "eval",
+        "matches",
+        "plots",
+        "predictions",
+    ]
+    assert not list(tmp_path.rglob(".dndetr-probe*"))
+
+
+def test_a_folder_with_anything_in_it_is_refused(tmp_path):
+    create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    with pytest.raises(UserError, match="--resume .* or replace it with --overwrite"):
+        create_run(tmp_path / "run", {}, room=1, overwrite=False)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == TREE
+
+
+def test_overwriting_replaces_a_run_and_nothing_else(tmp_path):
+    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    run.record({"epoch": 1})
+    create_run(tmp_path / "run", TREE, room=1, overwrite=True)
+    assert run.records() == []
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="does not look like a run"):
+        create_run(tmp_path / "home", TREE, room=1, overwrite=True)
+    assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+
+
+def test_a_file_is_no_run_folder(tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(UserError, match="is a file"):
+        check_free(tmp_path / "run", overwrite=True)
+
+
+def full_disk(monkeypatch):
+    """Files hold 3 MiB and no more."""
+    import builtins
+
+    opened = builtins.open
+
+    def limited(path, *args, **kwargs):
+        file = opened(path, *args, **kwargs)
+        if ".dndetr-probe" in str(path):
+            write = file.write
+
+            class Full:
+                written = 0
+
+                def __enter__(self):
+                    return self
+
+                def __exit__(self, *_):
+                    file.close()
+
+                def write(self, block):
+                    self.written += len(block)
+                    if self.written > 3 * 2**20:
+                        raise OSError(errno.ENOSPC, "No space left on device")
+                    return write(block)
+
+            return Full()
+        return file
+
+    monkeypatch.setattr(builtins, "open", limited)
+
+
+def test_a_full_disk_is_found_before_the_old_run_is_removed(tmp_path, monkeypatch):
+    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    run.record({"epoch": 1})
+    full_disk(monkeypatch)
+    with pytest.raises(UserError, match=r"cannot hold the run's checkpoints \(4 MiB\): No space left"):
+        create_run(tmp_path / "run", TREE, room=2**22, overwrite=True)
+    assert run.records() == [{"epoch": 1}]
+    assert not list(tmp_path.rglob(".dndetr-probe*"))
+    create_run(tmp_path / "small", TREE, room=2**21, overwrite=False)
+
+
+def test_an_unwritable_place_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written|cannot hold"):
+        create_run(tmp_path / "file" / "run", TREE, room=1, overwrite=False)
+
+
+def test_metrics_are_kept_as_lines_and_as_a_table(tmp_path):
+    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    run.record({"epoch": 1, "loss": 2.5, "ap": None})
+    run.record({"epoch": 2, "loss": 1.5, "ap": 0.25})
+    assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
+    with open(run.path / "metrics.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == [
+            {"epoch": "1", "loss": "2.5", "ap": ""},
+            {"epoch": "2", "loss": "1.5", "ap": "0.25"},
+        ]
+
+
+def test_resuming_drops_what_belongs_to_no_checkpoint(tmp_path):
+    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    for epoch in (1, 2, 3):
+        run.record({"epoch": epoch})
+        run.save_matches(epoch, Matches(np.array([1]), np.array([[epoch]], dtype=np.int32)))
+    reopen_run(run.path, TREE, 2, room=1)
+    assert [record["epoch"] for record in run.records()] == [1, 2]
+    assert run.previous_matches(3).matched.tolist() == [[2]]
+    assert not run.matches(3).exists()
+    assert Run(run.path).previous_matches(1) is None
