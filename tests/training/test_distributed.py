@@ -9,12 +9,14 @@ import torch
 import torch.multiprocessing as mp
 
 from dncli.console import UserError
+from dncli.data.coco import load_split
 from dncli.tasks import Detection
 from dncli.training import distributed
 from dncli.training.commands import evaluate_command
 from dncli.training.evaluate import METRICS
 from dncli.training.learner import Learner
 from dncli.training.loop import train
+from dncli.training.prepare import load_validation
 from models.denoising.noise import NoiseConfig
 from tests.training.tiny import CLASSES, batch, frozen_statistics, halves, resolved, tiny_config, tiny_model, write_dataset
 
@@ -46,8 +48,17 @@ def in_process(rank: int, port: int, out: str, root: str) -> None:
         results = {accumulate: steps(2, rank, accumulate) for accumulate in (1, 2)}
         results["gathered"] = distributed.gather({"rank": rank})
         results["failure"] = failure()
+        results["share"] = share(root)
         train(resolved(tiny_config(root, epochs=2)), f"{out}/run")
         torch.save(results, f"{out}/{rank}.pt")
+
+
+def share(root: str) -> list[int]:
+    """The images that this process evaluates."""
+    config = tiny_config(root)
+    return [
+        t.image_id for _, targets in load_validation(config, load_split(root, "train").categories).batches for t in targets
+    ]
 
 
 def failure() -> str:
@@ -87,6 +98,12 @@ def test_what_processes_tell_each_other(folder):
         results = torch.load(folder / f"{rank}.pt")
         assert results["gathered"] == [{"rank": 0}, {"rank": 1}]
         assert results["failure"] == "no"
+
+
+def test_every_image_is_evaluated_by_one_process(folder):
+    shares = [torch.load(folder / f"{rank}.pt")["share"] for rank in (0, 1)]
+    assert sorted(map(len, shares)) == [3, 4]
+    assert sorted(shares[0] + shares[1]) == [10 * i + 3 for i in range(7)]
 
 
 def test_a_run_of_two_processes_counts_every_image_once(folder):

@@ -11,12 +11,15 @@ import torch
 
 import dncli.training.loop as loop_module
 from dncli.console import UserError
-from dncli.predict import predict
+from dncli.data.coco import Categories
+from dncli.predict import find_objects, predict
 from dncli.training.checkpoint import load_checkpoint
 from dncli.training.commands import evaluate_command
 from dncli.training.evaluate import METRICS
 from dncli.training.loop import train
 from models.deformable_detr import DeformableDetrConfig
+from models.denoising.layout import QueryLayout
+from models.structures import Output
 from tests.training.tiny import CATEGORY_IDS, resolved, tiny_config, with_train, write_dataset
 
 
@@ -119,6 +122,18 @@ def test_a_finished_run_is_not_resumed(run, settings):
         train(resolved(settings), None, resume=run)
 
 
+@pytest.mark.parametrize("changes", ["views", "noise"])
+def test_every_epoch_has_its_own_views_and_noise(settings, tmp_path, changes):
+    """With all images in one batch and nothing learned, epochs differ by what is drawn for them alone."""
+    config = with_train(settings, epochs=2, batch_size=10, lr=1e-30, backbone_lr=1e-30, ema=0.0)
+    still = replace(config.data, sizes=(32,), flip=0.5 if changes == "views" else 0.0)
+    config = replace(config, data=still, host=replace(config.host, dropout=0.0))
+    train(resolved(config), tmp_path / "run")
+    first, second = records(tmp_path / "run")
+    assert (first["cls_1"] == pytest.approx(second["cls_1"], rel=1e-6)) == (changes == "noise")
+    assert first["dn_box_1"] != pytest.approx(second["dn_box_1"], rel=1e-6)
+
+
 def test_workers_do_not_change_results(run, settings, tmp_path):
     config = replace(settings, data=replace(settings.data, workers=2))
     train(resolved(config), tmp_path / "run")
@@ -177,6 +192,17 @@ def test_eval_of_a_run_gives_the_ap_of_its_best_epoch(run, tmp_path):
 def test_eval_changes_no_setting_of_the_model(run):
     with pytest.raises(UserError, match="host.queries: fixed by the checkpoint"):
         evaluate_command(run, ["host.queries=5"])
+
+
+def test_predicted_boxes_end_at_the_image():
+    class Huge(torch.nn.Linear):
+        def forward(self, images):
+            boxes = torch.tensor([[[[0.5, 0.5, 2.0, 0.5]]]])
+            return Output(torch.ones(1, 1, 1, 1), boxes, boxes[0], QueryLayout(groups=0, slots=0, queries=1))
+
+    picture = PIL.Image.new("RGB", (40, 32))
+    (found,) = find_objects(Huge(1, 1), picture, tiny_config(), Categories((7,), ("x",)), threshold=0.5)
+    assert found == {"box": [0, 8, 40, 24], "name": "x", "category_id": 7, "score": 0.7311}
 
 
 def test_predict_writes_pictures_and_json_and_names_what_it_could_not_read(run, root, tmp_path):

@@ -98,6 +98,13 @@ def test_a_full_disk_is_found_before_the_old_run_is_removed(tmp_path, monkeypatc
     create_run(tmp_path / "small", TREE, room=2**21, overwrite=False)
 
 
+def test_a_full_disk_is_found_before_going_on(tmp_path, monkeypatch):
+    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    full_disk(monkeypatch)
+    with pytest.raises(UserError, match="cannot hold the run's checkpoints"):
+        reopen_run(run.path, TREE, 1, room=2**22)
+
+
 def test_an_unwritable_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written|cannot hold"):
