@@ -108,7 +108,8 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/PRESET by default.", show_default=False)] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run in its own folder.")] = None,
     init_from: Annotated[
-        Path | None, typer.Option(metavar="RUN|FILE", help="Begin with the weights of a checkpoint, and with nothing else of it.")
+        Path | None,
+        typer.Option(metavar="RUN|FILE", help="Begin with the weights of a checkpoint, and with nothing else of it."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that lies in the way.")] = False,
 ) -> None:
@@ -148,7 +149,9 @@ def evaluate(
 @app.command()
 def predict(
     ckpt: Checkpoint,
-    paths: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of them.", show_default=False)],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of them.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for drawn pictures and predictions.json.")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Smallest score that is shown.")] = 0.3,
 ) -> None:
@@ -164,7 +167,8 @@ def predict(
 @app.command()
 def presets(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show this one whole.", autocompletion=preset_names, show_default=False)
+        str | None,
+        typer.Argument(metavar="NAME", help="Show this one whole.", autocompletion=preset_names, show_default=False),
     ] = None,
 ) -> None:
     """List the presets, or show all settings of one and where each value comes from.

@@ -39,9 +39,7 @@ class Info:
     objects: int
 
 
-def info(
-    resolved: Resolved | Config, height: int = 800, width: int = 1066, num_classes: int = 91, objects: int = 7
-) -> Info:
+def info(resolved: Resolved | Config, height: int = 800, width: int = 1066, num_classes: int = 91, objects: int = 7) -> Info:
     """Count for one image of `height` x `width` pixels.
 
     91 classes are what the reference uses for COCO, 7 objects about what an image of COCO holds.

@@ -145,7 +145,12 @@ def unknown_keys(settings: Settings, host: str | None) -> list[Mistake]:
 
 def known_keys(host: str | None = None) -> list[str]:
     """Every dotted key, of one host or of all of them."""
-    keys = [f"{block}.{name}" for h in ([host] if host else HOSTS) for block, cls in block_classes(h).items() for name in names(cls)]
+    keys = [
+        f"{block}.{name}"
+        for h in ([host] if host else HOSTS)
+        for block, cls in block_classes(h).items()
+        for name in names(cls)
+    ]
     return list(dict.fromkeys(keys))
 
 
