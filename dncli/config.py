@@ -58,7 +58,7 @@ class TrainConfig:
     accumulate: int = 1  # parts in which a batch goes through the model
     warmup_steps: int = 0
     clip: float = 0.1  # largest norm of the gradient, 0 = no clipping
-    ema: float = 0.0  # decay of the averaged weights that are evaluated, 0 = none
+    ema: float = 0.0  # decay a step of the averaged weights that are evaluated, less in the first steps; 0 = none
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 0

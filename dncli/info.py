@@ -12,7 +12,6 @@ import torch
 from rich.console import Group
 from rich.table import Table
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dncli.config import Config
@@ -46,9 +45,7 @@ def info(resolved: Resolved | Config, height: int = 800, width: int = 1066, num_
     """
     config = resolved.config if isinstance(resolved, Resolved) else resolved
     model = build(config, num_classes)
-    images = Images(
-        torch.empty(1, 3, height, width, device="meta"), torch.empty(1, height, width, dtype=torch.bool, device="meta")
-    )
+    images = Images(torch.empty(1, 3, height, width, device="meta"))
     return Info(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -79,20 +76,11 @@ def told(noise: NoiseConfig, num_classes: int, objects: int) -> Known:
 
 
 def multiply_adds(model: nn.Module, images: Images, known: Known | None = None, *, backward: bool = False) -> float:
-    with FlopCounterMode(display=False) as counter, WithoutPadding(), torch.set_grad_enabled(backward):
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
         output = model(images, known)
         if backward:
             (output.logits.sum() + output.boxes.sum()).backward()
     return counter.get_total_flops() / 2
-
-
-class WithoutPadding(TorchDispatchMode):
-    """Answers what a model asks of meta tensors' values, all of them questions for padding, with no."""
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        if function is torch.ops.aten._local_scalar_dense.default and arguments[0].is_meta:
-            return False
-        return function(*arguments, **(keywords or {}))
 
 
 def report(resolved: Resolved, counted: Info) -> Group:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchvision.models import get_model, get_model_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.structures import STRICT, Images, demand
+from models.structures import STRICT, Feature, Images, demand
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Backbone(nn.Module):
             if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
                 module.register_forward_pre_hook(self.hide_padding)
 
-    def forward(self, images: Images) -> list[tuple[Tensor, Tensor]]:
-        """Features (B, C, h, w), fine to coarse, each with its padding (B, h, w)."""
-        self.valid = ~images.padding if images.padding.any() else None
+    def forward(self, images: Images) -> list[Feature]:
+        """The features, fine to coarse."""
+        self.valid = None if images.padding is None else ~images.padding
         x, features = images.pixels, []
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i >= len(self.stages) - len(self.channels):
-                features.append((x, shrink(images.padding, x.shape[-2:])))
+                features.append(Feature(x, shrink(images.padding, x.shape[-2:])))
         self.valid = None
         return features
 
@@ -77,8 +77,10 @@ class Backbone(nn.Module):
         return (x * shrink(self.valid, x.shape[-2:])[:, None],)
 
 
-def shrink(mask: Tensor, size: tuple[int, int]) -> Tensor:
+def shrink(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
     """(B, H, W) bool to (B, h, w) by the nearest pixel."""
+    if mask is None:
+        return None
     return F.interpolate(mask[:, None].float(), size=tuple(size)).bool()[:, 0]
 
 

@@ -6,6 +6,8 @@ to each level apart and weighs the levels by what a query holds.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,15 @@ from models.denoising.queries import Queries
 from models.heads import MLP, DetectionHeads
 from models.position import encode_anchors
 from models.transformer import FeedForward, attend
+
+
+class Memory(NamedTuple):
+    """The image that the decoder looks at: the tokens of all levels, one level after the other."""
+
+    tokens: Tensor  # (B, S, D)
+    position: Tensor  # (B, S, D)
+    padding: Tensor | None  # (B, S) bool, True = no image here
+    sizes: list[int]  # tokens of each level
 
 
 class ConditionalDecoder(nn.Module):
@@ -28,35 +39,15 @@ class ConditionalDecoder(nn.Module):
         self.reference_size = MLP(width, width, 2)
         self.width = width
 
-    def forward(
-        self,
-        queries: Queries,
-        memory: Tensor,
-        position: Tensor,
-        padding: Tensor,
-        sizes: list[int],
-        heads: DetectionHeads,
-    ) -> tuple[Tensor, Tensor]:
-        """Hidden states (L, B, W, D), after the norm, and the boxes of every layer (L, B, W, 4).
-
-        memory and position are (B, S, D), padding (B, S), True = no image; `sizes` are the tokens of each level.
-        """
+    def forward(self, queries: Queries, memory: Memory, heads: DetectionHeads) -> tuple[Tensor, Tensor]:
+        """Hidden states (L, B, W, D), after the norm, and the boxes of every layer (L, B, W, 4)."""
         x, blocked = queries.content, queries.blocked()
         reference = queries.position.sigmoid()
         states, boxes = [], []
         for i, layer in enumerate(self.layers):
             at = reference.detach() if i else reference
             sine = encode_anchors(at, self.width // 2).to(x.dtype)
-            x = layer(
-                x,
-                self.anchor_position(sine),
-                self.modulate(x, sine, at, scale=i > 0),
-                memory,
-                position,
-                padding,
-                sizes,
-                blocked,
-            )
+            x = layer(x, self.anchor_position(sine), self.modulate(x, sine, at, scale=i > 0), memory, blocked)
             state = self.norm(x)
             states.append(state)
             # The supervised box is refined from a reference with gradient, the next reference from the state before
@@ -98,23 +89,13 @@ class ConditionalLayer(nn.Module):
         self.feed_forward = FeedForward(width, ffn, dropout, activation)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        anchor_position: Tensor,
-        modulated: Tensor,
-        memory: Tensor,
-        position: Tensor,
-        padding: Tensor,
-        sizes: list[int],
-        blocked: Tensor | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, anchor_position: Tensor, modulated: Tensor, memory: Memory, blocked: Tensor | None) -> Tensor:
         content, at = self.self_content, self.self_position
         q = content["q"](x) + at["q"](anchor_position)
         k = content["k"](x) + at["k"](anchor_position)
         found = content["out"](attend(q, k, content["v"](x), self.heads, blocked))
         x = self.norm1(x + self.dropout(found))
-        levels = self.cross_attend(x, anchor_position, modulated, memory, position, padding, sizes)
+        levels = self.cross_attend(x, anchor_position, modulated, memory)
         if self.level_weights is None:
             (found,) = levels
         else:
@@ -123,18 +104,17 @@ class ConditionalLayer(nn.Module):
         x = self.norm2(x + self.dropout(found))
         return self.feed_forward(x)
 
-    def cross_attend(
-        self, x: Tensor, anchor_position: Tensor, modulated: Tensor, memory: Tensor, position: Tensor, padding: Tensor,
-        sizes: list[int],
-    ) -> list[Tensor]:  # fmt: skip
+    def cross_attend(self, x: Tensor, anchor_position: Tensor, modulated: Tensor, memory: Memory) -> list[Tensor]:
         """What each query finds in each level, (B, W, D) a level."""
         content, at = self.cross_content, self.cross_position
-        q, k, v, k_position = content["q"](x), content["k"](memory), content["v"](memory), at["k"](position)
+        tokens, position, padding, sizes = memory
+        q, k, v, k_position = content["q"](x), content["k"](tokens), content["v"](tokens), at["k"](position)
         if self.first_position is not None:  # contents are still empty: let positions speak twice
             q, k = q + self.first_position(anchor_position), k + k_position
         q, k = beside(q, at["q"](modulated), self.heads), beside(k, k_position, self.heads)
-        parts = zip(k.split(sizes, 1), v.split(sizes, 1), padding.split(sizes, 1), strict=True)
-        return [content["out"](attend(q, k, v, self.heads, hidden[:, None])) for k, v, hidden in parts]
+        hidden = [None] * len(sizes) if padding is None else padding[:, None].split(sizes, -1)
+        parts = zip(k.split(sizes, 1), v.split(sizes, 1), hidden, strict=True)
+        return [content["out"](attend(q, k, v, self.heads, blocked)) for k, v, blocked in parts]
 
 
 def beside(content: Tensor, position: Tensor, heads: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 
 from models.boxes import inverse_sigmoid
-from models.conditional import ConditionalDecoder
+from models.conditional import ConditionalDecoder, Memory
 from models.denoising.queries import Known, LabelEmbedding, Patterns, assemble
 from models.heads import DetectionHeads, initial_anchors
 from models.position import encode_image
@@ -57,11 +57,12 @@ class DabDetr(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Images, known: Known | None = None) -> Output:
-        feature, padding = self.backbone(images)[-1]
-        position = encode_image(padding, self.project.out_channels, self.temperature).to(feature.dtype)
-        tokens, padding = self.project(feature).flatten(2).transpose(1, 2), padding.flatten(1)
-        memory = self.encoder(tokens, position, padding)
+        feature = self.backbone(images)[-1]
+        position = encode_image(feature, self.project.out_channels, self.temperature).to(feature.x.dtype)
+        tokens = self.project(feature.x).flatten(2).transpose(1, 2)
+        padding = None if feature.padding is None else feature.padding.flatten(1)
+        tokens = self.encoder(tokens, position, padding)
         content, anchors = self.patterns(self.label.unknowns(len(self.anchors)), self.anchors)
-        queries = assemble(content, anchors, known, batch=len(memory), label=self.label, locate=inverse_sigmoid)
-        states, boxes = self.decoder(queries, memory, position, padding, [memory.shape[1]], self.heads)
+        queries = assemble(content, anchors, known, batch=len(tokens), label=self.label, locate=inverse_sigmoid)
+        states, boxes = self.decoder(queries, Memory(tokens, position, padding, [tokens.shape[1]]), self.heads)
         return Output(self.heads.logits(0, states), boxes, queries.position.sigmoid(), queries.layout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +15,21 @@ from models.heads import MLP, DetectionHeads
 from models.position import encode_anchors
 from models.transformer import Attention, FeedForward
 
+Shapes = Sequence[tuple[int, int]]
 
-def ms_deform_attn(value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor) -> Tensor:
+
+def ms_deform_attn(
+    value: Tensor, spatial_shapes: Tensor | Shapes, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
     """Weighted bilinear samples of every level, heads side by side: (B, Q, H * D).
 
     value (B, S, H, D), spatial_shapes (L, 2) as h, w, sampling_locations (B, Q, H, L, P, 2) as x, y in [0, 1] of the
     padded image, attention_weights (B, Q, H, L, P). Outside of the image there is 0; pixel centres lie at half numbers.
+    Shapes may be plain numbers: they are sizes, which no device needs to be asked for and torch.export wants to know.
     """
     batch, _, heads, width = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
-    shapes = [(int(h), int(w)) for h, w in spatial_shapes.tolist()]
+    shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
     grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)  # BH Q L P 2
     samples = []
     for i, level in enumerate(value.split([h * w for h, w in shapes], dim=1)):
@@ -40,14 +46,14 @@ class Pyramid:
 
     tokens: Tensor  # (B, S, D)
     position: Tensor  # (B, S, D)
-    padding: Tensor  # (B, S) bool
-    shapes: Tensor  # (L, 2) h, w, kept on the CPU, where its numbers are read
+    padding: Tensor | None  # (B, S) bool
+    shapes: Shapes  # h, w of each level
     valid: Tensor  # (B, L, 2) the unpadded share of each level's w and h
 
     @property
     def sizes(self) -> list[int]:
         """Tokens of each level."""
-        return self.shapes.prod(1).tolist()
+        return [h * w for h, w in self.shapes]
 
 
 class DeformableAttention(nn.Module):
@@ -61,18 +67,21 @@ class DeformableAttention(nn.Module):
         self.weights = nn.Linear(width, heads * levels * points)
         self.out = nn.Linear(width, width)
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, padding: Tensor, shapes: Tensor) -> Tensor:
+    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, padding: Tensor | None, shapes: Shapes) -> Tensor:
         """query (B, W, D), reference (B, W, L, 2 or 4) in the padded image, memory (B, S, D) to (B, W, D).
 
         Around a point the offsets are in pixels of the level, around a box in halves of its size.
         """
-        value = self.value(memory).masked_fill(padding[..., None], 0).unflatten(-1, (self.heads, -1))
+        value = self.value(memory)
+        if padding is not None:
+            value = value.masked_fill(padding[..., None], 0)
+        value = value.unflatten(-1, (self.heads, -1))
         split = (self.heads, self.levels, self.points)
         offsets = self.offsets(query).float().unflatten(-1, (*split, 2))  # B W H L P 2
         weights = self.weights(query).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, split[1:])
         reference = reference.float()[:, :, None, :, None]  # B W 1 L 1 .
         if reference.shape[-1] == 2:
-            unit = 1 / shapes.flip(1).to(offsets)[:, None]  # L 1 2
+            unit = 1 / offsets.new_tensor([(w, h) for h, w in shapes])[:, None]  # L 1 2
         else:
             unit = reference[..., 2:] / (2 * self.points)
         locations = reference[..., :2] + offsets * unit
@@ -127,7 +136,7 @@ class DeformableEncoder(nn.Module):
 def pixel_centers(image: Pyramid) -> Tensor:
     """Where each token lies, in the padded coordinates of every level: (B, S, L, 2) as x, y."""
     centers = []
-    for level, (h, w) in enumerate(image.shapes.tolist()):
+    for level, (h, w) in enumerate(image.shapes):
         y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
         pixel = torch.stack((x / w, y / h), dim=-1).flatten(0, 1).to(image.valid)  # hw 2
         centers.append(pixel / image.valid[:, level, None])

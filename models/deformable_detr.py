@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.boxes import inverse_sigmoid
-from models.conditional import ConditionalDecoder
+from models.conditional import ConditionalDecoder, Memory
 from models.deformable import (
     AnchorPosition,
     DeformableAttention,
@@ -22,7 +22,7 @@ from models.deformable import (
 from models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble, plain, with_indicator
 from models.heads import DetectionHeads, initial_anchors
 from models.position import encode_image
-from models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
+from models.structures import STRICT, Feature, Images, Output, demand, positive, transformer_sizes
 from models.transformer import init_xavier
 
 
@@ -110,8 +110,7 @@ class DeformableDetr(nn.Module):
         memory = self.encoder(image)
         queries = self.queries(len(memory), known)
         if self.dense:
-            decode = (image.position, image.padding, image.sizes, self.heads)
-            states, boxes = self.decoder(queries, memory, *decode)
+            states, boxes = self.decoder(queries, Memory(memory, image.position, image.padding, image.sizes), self.heads)
             anchors = queries.position.sigmoid()
         else:
             states, boxes, anchors = self.decoder(queries, memory, image, self.heads)
@@ -141,20 +140,21 @@ class Neck(nn.Module):
         self.level = nn.Parameter(torch.randn(levels, width))
         self.width = width
 
-    def forward(self, features: list[tuple[Tensor, Tensor]], temperature: float, offset: float) -> Pyramid:
+    def forward(self, features: list[Feature], temperature: float, offset: float) -> Pyramid:
         features = features[-self.kept :]
-        levels = [project(*feature) for project, feature in zip(self.project, features, strict=False)]
+        levels = [project(feature) for project, feature in zip(self.project, features, strict=False)]
         last = features[-1]
         for project in self.project[self.kept :]:
-            last = project(*last)
+            last = project(last)
             levels.append(last)
-        positions = [encode_image(p, self.width, temperature, offset) + self.level[i] for i, (_, p) in enumerate(levels)]
+        positions = [encode_image(level, self.width, temperature, offset) + self.level[i] for i, level in enumerate(levels)]
+        padded = last.padding is not None
         return Pyramid(
-            tokens=torch.cat([x.flatten(2).transpose(1, 2) for x, _ in levels], dim=1),
-            position=torch.cat(positions, dim=1).to(levels[0][0].dtype),
-            padding=torch.cat([p.flatten(1) for _, p in levels], dim=1),
-            shapes=torch.tensor([x.shape[-2:] for x, _ in levels]),
-            valid=torch.stack([valid_share(p) for _, p in levels], dim=1),
+            tokens=torch.cat([level.x.flatten(2).transpose(1, 2) for level in levels], dim=1),
+            position=torch.cat(positions, dim=1).to(last.x.dtype),
+            padding=torch.cat([level.padding.flatten(1) for level in levels], dim=1) if padded else None,
+            shapes=[(level.x.shape[2], level.x.shape[3]) for level in levels],
+            valid=torch.stack([valid_share(level) for level in levels], dim=1),
         )
 
 
@@ -169,14 +169,14 @@ class Projection(nn.Module):
         self.conv = nn.Conv2d(inner, outer, kernel_size, stride, padding)
         self.norm = nn.GroupNorm(math.gcd(32, outer), outer)
 
-    def forward(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """A level (B, C, h, w) with its padding (B, h, w), and both at the resolution of the convolution."""
-        stride = self.conv.stride[0]
-        shrunk = padding[:, ::stride, ::stride]
-        if not padding.any():
-            return self.norm(self.conv(x)), shrunk
+    def forward(self, feature: Feature) -> Feature:
+        """The level at the resolution and width of the convolution."""
+        x, padding = feature
+        if padding is None:
+            return Feature(self.norm(self.conv(x)), None)
+        shrunk = padding[:, :: self.conv.stride[0], :: self.conv.stride[1]]
         x = self.conv(x.masked_fill(padding[:, None], 0))
-        return masked_group_norm(x, shrunk, self.norm), shrunk
+        return Feature(masked_group_norm(x, shrunk, self.norm), shrunk)
 
 
 def masked_group_norm(x: Tensor, padding: Tensor, norm: nn.GroupNorm) -> Tensor:
@@ -191,6 +191,9 @@ def masked_group_norm(x: Tensor, padding: Tensor, norm: nn.GroupNorm) -> Tensor:
     return (normed * norm.weight[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
 
 
-def valid_share(padding: Tensor) -> Tensor:
-    """(B, h, w) padding to the unpadded share of width and height (B, 2)."""
+def valid_share(feature: Feature) -> Tensor:
+    """The unpadded share of width and height (B, 2)."""
+    x, padding = feature
+    if padding is None:
+        return x.new_ones((len(x), 2), dtype=torch.float32)
     return torch.stack(((~padding[:, 0]).float().mean(1), (~padding[:, :, 0]).float().mean(1)), dim=1)

@@ -5,14 +5,17 @@ import math
 import torch
 from torch import Tensor
 
+from models.structures import Feature
 
-def encode_image(padding: Tensor, width: int, temperature: float, offset: float = 0.0) -> Tensor:
-    """Positional encoding of a padded feature map: (B, h, w) bool to (B, h * w, width), first half y, second half x.
+
+def encode_image(feature: Feature, width: int, temperature: float, offset: float = 0.0) -> Tensor:
+    """Positional encoding of a feature map (B, C, h, w): (B, h * w, width), first half y, second half x.
 
     Positions count the valid pixels from 1 to the last one, which lies at 2 pi. DAB-DETR takes a temperature of 20 and no
     offset, Deformable DETR 10000 and an offset of -0.5 (pixel centres).
     """
-    valid = (~padding).float()
+    x, padding = feature
+    valid = torch.ones_like(x[:, 0], dtype=torch.float32) if padding is None else (~padding).float()
     axes = []
     for dim in (1, 2):
         count = valid.cumsum(dim)

@@ -22,10 +22,18 @@ class Images:
     """A batch of images of different sizes, each in the upper left corner of a common canvas."""
 
     pixels: Tensor  # (B, 3, H, W), normalised, 0 under the padding
-    padding: Tensor  # (B, H, W) bool, True = no image here
+    padding: Tensor | None = None  # (B, H, W) bool, True = no image here; None = every image fills the canvas
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Images:
-        return Images(self.pixels.to(device, non_blocking=non_blocking), self.padding.to(device, non_blocking=non_blocking))
+        padding = None if self.padding is None else self.padding.to(device, non_blocking=non_blocking)
+        return Images(self.pixels.to(device, non_blocking=non_blocking), padding)
+
+
+class Feature(NamedTuple):
+    """One feature map with its own padding, None where nothing is padded."""
+
+    x: Tensor  # (B, C, h, w)
+    padding: Tensor | None  # (B, h, w) bool
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.feed_forward = FeedForward(width, hidden, dropout, nn.PReLU)
 
-    def forward(self, x: Tensor, position: Tensor, blocked: Tensor) -> Tensor:
+    def forward(self, x: Tensor, position: Tensor, blocked: Tensor | None) -> Tensor:
         x = self.norm(x + self.dropout(self.attention(x, position, blocked)))
         return self.feed_forward(x)
 
@@ -70,10 +70,11 @@ class DenseEncoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn, dropout) for _ in range(layers))
         self.position_scale = MLP(width, width, width) if layers else None
 
-    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor) -> Tensor:
-        """tokens and position (B, S, D), padding (B, S) to (B, S, D)."""
+    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        """tokens and position (B, S, D), padding (B, S) or None to (B, S, D)."""
+        blocked = None if padding is None else padding[:, None]
         for layer in self.layers:
-            tokens = layer(tokens, position * self.position_scale(tokens), padding[:, None])
+            tokens = layer(tokens, position * self.position_scale(tokens), blocked)
         return tokens
 
 

@@ -20,7 +20,7 @@ from models.backbone import shrink
 from models.dab_detr import DabDetr, DabDetrConfig
 from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from models.denoising.noise import Draws, NoiseConfig, NoisedTargets, apply_noise
-from models.structures import Images, Target
+from models.structures import Feature, Images, Target
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "official"
 
@@ -116,8 +116,8 @@ class StoredFeatures(nn.Module):
         self.features = features
         self.channels = [f.shape[1] for f in features]
 
-    def forward(self, images: Images) -> list[tuple[Tensor, Tensor]]:
-        return [(f, shrink(images.padding, f.shape[-2:])) for f in self.features]
+    def forward(self, images: Images) -> list[Feature]:
+        return [Feature(f, shrink(images.padding, f.shape[-2:])) for f in self.features]
 
 
 class Fixture:

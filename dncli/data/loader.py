@@ -44,15 +44,17 @@ class DetectionDataset(Dataset):
 
 
 def collate(samples: Sequence[Sample]) -> Part:
-    """Images of different sizes on one canvas (B, 3, H, W), in its upper left corner."""
-    views = [view for view, _ in samples]
+    """Images of different sizes on one canvas (B, 3, H, W), in its upper left corner; without padding where they are equal."""
+    views, targets = [view for view, _ in samples], [target for _, target in samples]
+    if len({view.shape for view in views}) == 1:
+        return Images(torch.stack(views)), targets
     height, width = (max(view.shape[dim] for view in views) for dim in (1, 2))
     canvas = torch.zeros(len(views), 3, height, width)
     padding = torch.ones(len(views), height, width, dtype=torch.bool)
     for i, view in enumerate(views):
         canvas[i, :, : view.shape[1], : view.shape[2]] = view
         padding[i, : view.shape[1], : view.shape[2]] = False
-    return Images(canvas, padding), [target for _, target in samples]
+    return Images(canvas, padding), targets
 
 
 class TrainLoader:
@@ -190,7 +192,7 @@ class Packed(NamedTuple):
     """A part in four tensors: each tensor that a worker sends costs a file descriptor and time."""
 
     pixels: torch.Tensor
-    padding: torch.Tensor
+    padding: torch.Tensor | None
     labels: torch.Tensor  # of all images, one after the other
     boxes: torch.Tensor
     images: list[tuple[int, int, tuple[int, int]]]  # number of objects, id, height and width

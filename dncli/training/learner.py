@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from dncli.config import Config, TrainConfig
 from dncli.console import UserError
@@ -44,7 +44,7 @@ class Learner:
         self.parallel = parallel(self.model, device)
         self.ema = None
         if config.train.ema:
-            self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.train.ema))
+            self.ema = AveragedModel(self.model, multi_avg_fn=follow(config.train.ema))
 
     @property
     def evaluated(self) -> nn.Module:
@@ -124,6 +124,16 @@ class Learner:
         if self.ema is not None:
             self.ema.module.load_state_dict(checkpoint.ema)
             self.ema.n_averaged.fill_(checkpoint.step)
+
+
+def follow(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """How averaged weights move: by 1 - `decay` a step, faster at first, so that they soon forget how they began."""
+
+    def move(averaged: list[Tensor], current: list[Tensor], steps: Tensor) -> None:
+        share = 1 - min(decay, (1 + int(steps)) / (10 + int(steps)))
+        torch._foreach_lerp_(averaged, current, share)
+
+    return move
 
 
 def seed_step(seed: int, step: int) -> None:

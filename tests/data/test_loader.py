@@ -27,7 +27,8 @@ def ids(parts) -> list[list[int]]:
 def assert_same(one, other):
     (images, targets), (other_images, other_targets) = one, other
     torch.testing.assert_close(images.pixels, other_images.pixels, rtol=0, atol=0)
-    assert torch.equal(images.padding, other_images.padding)
+    assert (images.padding is None) == (other_images.padding is None)
+    assert images.padding is None or torch.equal(images.padding, other_images.padding)
     for a, b in zip(targets, other_targets, strict=True):
         assert (a.image_id, a.size, a.labels.tolist(), a.boxes.tolist()) == (
             b.image_id,
@@ -45,6 +46,8 @@ def test_collate():
     assert torch.equal(images.pixels[0, :, :, :5], small) and torch.equal(images.pixels[1, :, :2], wide)
     assert images.padding[0].sum() == 4 * 4 and images.padding[1].sum() == 2 * 9
     assert (images.pixels * images.padding[:, None]).abs().max() == 0
+    images, _ = collate([(small, target), (small, target)])
+    assert torch.equal(images.pixels, torch.stack((small, small))) and images.padding is None
 
 
 def test_an_item_depends_on_seed_epoch_and_image(shapes):

@@ -9,6 +9,7 @@ from models.criterion import Criterion, LossConfig, Wanted
 from models.deformable_detr import Projection
 from models.denoising.queries import Known, Queries
 from models.matcher import MatchConfig, Matcher
+from models.structures import Feature
 from tests.official import SCENARIOS, Fixture, translate
 
 DENOISING = [
@@ -27,6 +28,11 @@ def close(actual, expected, what=""):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * scale, msg=lambda m: f"{what}: {m}")
 
 
+def as_if_unpadded(projection: Projection, feature: Feature) -> Feature:
+    stride = projection.conv.stride[0]
+    return Feature(projection.norm(projection.conv(feature.x)), feature.padding[:, ::stride, ::stride])
+
+
 @pytest.fixture(autouse=True)
 def padding_is_seen(monkeypatch, request):
     """The reference lets padding act: of images in projections and positions, of denoising groups as empty slots.
@@ -34,9 +40,7 @@ def padding_is_seen(monkeypatch, request):
     We hide both; to compare all else, here they are seen.
     """
     monkeypatch.setattr("models.deformable.located", lambda reference, scaled: scaled[:, :, 0])
-    monkeypatch.setattr(
-        Projection, "forward", lambda p, x, m: (p.norm(p.conv(x)), m[:, :: p.conv.stride[0], :: p.conv.stride[0]])
-    )
+    monkeypatch.setattr(Projection, "forward", as_if_unpadded)
     if "hidden" not in request.keywords:
         monkeypatch.setattr(Queries, "blocked", lambda q: q.layout.blocked()[None] if q.layout.denoising else None)
 

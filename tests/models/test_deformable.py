@@ -28,9 +28,9 @@ def test_it_samples_what_the_definition_says():
     value = torch.randn(2, 19, 2, 3, dtype=torch.float64)
     locations = torch.rand(2, 4, 2, 2, 3, 2, dtype=torch.float64) * 1.4 - 0.2  # some lie outside of the image
     weights = torch.rand(2, 4, 2, 2, 3, dtype=torch.float64)
-    torch.testing.assert_close(
-        ms_deform_attn(value, shapes, locations, weights), by_definition(value, shapes, locations, weights)
-    )
+    expected = by_definition(value, shapes, locations, weights)
+    torch.testing.assert_close(ms_deform_attn(value, shapes, locations, weights), expected)
+    torch.testing.assert_close(ms_deform_attn(value, [(3, 5), (2, 2)], locations, weights), expected)
 
 
 def test_gradients_are_right():

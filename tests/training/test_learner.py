@@ -89,7 +89,7 @@ def test_losses_that_are_not_finite_are_named():
 
 def test_a_prediction_that_is_not_finite_is_named():
     images, targets = batch([2, 1])
-    broken = Images(images.pixels * float("nan"), images.padding)
+    broken = Images(images.pixels * float("nan"))
     with pytest.raises(UserError, match="step 1: a prediction of decoder layer 0 for image 0 is not finite; try a lower"):
         learner().step([(broken, targets)], TASK)
 
@@ -106,13 +106,17 @@ def test_clipping_bounds_the_step():
 
 def test_averaged_weights_follow_slowly():
     images, targets = batch([3, 2])
-    each = learner(ema=0.5, lr=1e-2)
+    each = learner(ema=0.25, lr=1e-2)
     states = []
-    for _ in range(2):
+    for _ in range(4):
         each.step([(images, targets)], TASK)
         states.append(each.model.anchors.detach().clone())
-    torch.testing.assert_close(each.evaluated.anchors, (states[0] + states[1]) / 2)
-    assert not torch.equal(states[0], states[1])
+    expected = states[0]
+    for step, state in enumerate(states[1:], start=1):  # the decay grows to its value: 2 / 11, then 3 / 12
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * state
+    torch.testing.assert_close(each.evaluated.anchors, expected)
+    assert not torch.equal(states[2], states[3])
 
 
 def test_fp16_needs_cuda():

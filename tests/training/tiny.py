@@ -72,14 +72,14 @@ def batch(counts: list[int], seed: int = 0) -> tuple[Images, list[Target]]:
         size = 0.1 + 0.2 * torch.rand(count, 2, generator=rng)
         labels = torch.randint(0, CLASSES, (count,), generator=rng)
         targets.append(Target(labels, torch.cat((center, size), 1), image_id=100 * seed + i, size=(32, 32)))
-    return Images(pixels, torch.zeros(len(counts), 32, 32, dtype=torch.bool)), targets
+    return Images(pixels), targets
 
 
 def halves(images: Images, targets: list[Target], parts: int = 2) -> list[tuple[Images, list[Target]]]:
     """The same batch in equal parts."""
     size = len(targets) // parts
     cut = [slice(i * size, (i + 1) * size) for i in range(parts)]
-    return [(Images(images.pixels[s], images.padding[s]), targets[s]) for s in cut]
+    return [(Images(images.pixels[s]), targets[s]) for s in cut]
 
 
 def with_train(config: Config, **train) -> Config:
