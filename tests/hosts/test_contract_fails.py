@@ -1,0 +1,153 @@
+"""Every check of the contract fails on a detector that breaks it: a check that cannot fail would prove nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models import dab_detr, deformable_detr
+from models.backbone import Backbone
+from models.denoising.layout import QueryLayout
+from models.denoising.queries import LabelEmbedding, Queries, plain
+from models.heads import DetectionHeads
+from models.structures import Feature
+from tests.hosts import test_contract as contract
+
+
+def boxes_without_sigmoid(patch):
+    boxes = DetectionHeads.boxes
+    patch.setattr(DetectionHeads, "boxes", lambda *a: boxes(*a).logit())
+
+
+def a_head_that_nothing_asks(patch):
+    init = DetectionHeads.__init__
+
+    def with_idle(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.idle = torch.nn.Linear(2, 2)
+
+    patch.setattr(DetectionHeads, "__init__", with_idle)
+
+
+def labels_are_used_only_where_there_are_some(patch):
+    """In "++" matching queries have contents of their own: without denoising nothing asks the label table."""
+    assemble = deformable_detr.assemble
+
+    def untouched(content, position, known, *, batch, **rest):
+        if known is not None:
+            return assemble(content, position, known, batch=batch, **rest)
+        return plain(content, position, None, batch=batch)
+
+    patch.setattr(deformable_detr, "assemble", untouched)
+
+
+def everyone_sees_everyone(patch):
+    patch.setattr(QueryLayout, "blocked", lambda self, device=None: torch.zeros(self.width, self.width, dtype=torch.bool))
+
+
+def isolated_whatever_is_asked(patch):
+    blocked = QueryLayout.blocked
+    patch.setattr(QueryLayout, "blocked", lambda self, device=None: blocked(replace(self, isolated=True), device))
+
+
+def groups_see_each_other(patch):
+    def blocked(self, device=None):
+        index = torch.arange(self.width)
+        return (index >= self.denoising)[:, None] & (index < self.denoising)
+
+    patch.setattr(QueryLayout, "blocked", blocked)
+
+
+def padding_is_convolved(patch):
+    patch.setattr(Backbone, "hide_padding", lambda *args: None)
+    scratch = Backbone.forward
+
+    def forward(self, images):  # something lies under the padding, as another normalisation would leave it
+        filled = images.pixels if images.padding is None else images.pixels + images.padding[:, None].float()
+        return scratch(self, replace(images, pixels=filled))
+
+    patch.setattr(Backbone, "forward", forward)
+
+
+def padding_is_attended(patch):
+    forward = Backbone.forward
+
+    def unpadded(self, images):
+        return [Feature(x, None) for x, _ in forward(self, images)]
+
+    patch.setattr(Backbone, "forward", unpadded)
+
+
+def empty_slots_are_attended(patch):
+    patch.setattr(Queries, "blocked", lambda self: self.layout.blocked()[None] if self.layout.denoising else None)
+
+
+def an_empty_group_is_always_there(patch):
+    for module in (dab_detr, deformable_detr):
+
+        def padded(*args, assemble=module.assemble, **kwargs):
+            queries = assemble(*args, **kwargs)
+            if queries.layout.denoising:
+                return queries
+            grown = [torch.cat((x[:, :1], x), dim=1) for x in (queries.content, queries.position)]
+            hidden = torch.zeros(grown[0].shape[:2], dtype=torch.bool)
+            hidden[:, 0] = True
+            return Queries(*grown, QueryLayout(1, 1, queries.layout.queries), hidden)
+
+        patch.setattr(module, "assemble", padded)
+
+
+def denoising_makes_a_parameter(patch):
+    forward = LabelEmbedding.forward
+
+    def counting(self, labels, indicator):
+        if not hasattr(self, "told"):
+            self.told = torch.nn.Parameter(torch.zeros(1))
+        return forward(self, labels, indicator)
+
+    patch.setattr(LabelEmbedding, "forward", counting)
+
+
+def sizes_come_from_pixels(patch):
+    forward = Backbone.forward
+
+    def asking(self, images):
+        if images.pixels.sum() > 1e6:
+            raise AssertionError
+        return forward(self, images)
+
+    patch.setattr(Backbone, "forward", asking)
+
+
+BROKEN = (AssertionError, torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode)
+COPIES = [
+    (boxes_without_sigmoid, contract.test_shapes_of_the_output, {}),
+    (a_head_that_nothing_asks, contract.test_backward_reaches_every_parameter, {"denoise": True, "counts": (2, 4)}),
+    (everyone_sees_everyone, contract.test_nothing_leaks_into_the_matching_part, {}),
+    (isolated_whatever_is_asked, contract.test_without_the_mask_it_leaks, {}),
+    (groups_see_each_other, contract.test_groups_do_not_see_each_other, {}),
+    (padding_is_convolved, contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding, {}),
+    (padding_is_attended, contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding, {}),
+    (empty_slots_are_attended, contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding, {}),
+    (an_empty_group_is_always_there, contract.test_without_known_there_are_only_matching_queries, {}),
+    (denoising_makes_a_parameter, contract.test_denoising_adds_no_parameters_and_leaves_no_trace, {}),
+    (sizes_come_from_pixels, contract.test_an_exported_detector_computes_the_same, {}),
+]
+
+
+@pytest.mark.parametrize("form", ("dab", "deformable ++", "deformable, dense decoder"))
+@pytest.mark.parametrize(("breaks", "check", "options"), COPIES, ids=[breaks.__name__ for breaks, _, _ in COPIES])
+def test_a_broken_copy_is_found(monkeypatch, breaks, check, options, form):
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(BROKEN):
+            check(form, **options)
+
+
+@pytest.mark.parametrize("counts", [(2, 4), (0, 0)])
+def test_a_label_table_without_gradient_is_found(monkeypatch, counts):
+    labels_are_used_only_where_there_are_some(monkeypatch)
+    with pytest.raises(AssertionError, match=r"label\.table\.weight"):
+        contract.test_backward_reaches_every_parameter("deformable ++", False, counts)
