@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,26 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
             f"{source}: weights of another architecture or number of classes; these do not fit:", *problems[:8], *rest
         )
     model.load_state_dict(dict(weights))
+
+
+BY_CLASS = ("heads.cls.", "label.table.")  # tensors with a row for each class, the label table one more for the unknown
+
+
+def for_classes(checkpoint: Checkpoint, names: Sequence[str], born: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a checkpoint for a detector of the classes `names`: rows go by name, new classes stay as in `born`."""
+    theirs = checkpoint.category_names
+    if list(names) == theirs:
+        return dict(checkpoint.weights)
+    known = [(theirs.index(name), row) for row, name in enumerate(names) if name in theirs]
+    weights = {}
+    for key, tensor in checkpoint.weights.items():
+        weights[key] = tensor
+        if key.startswith(BY_CLASS) and key in born:
+            rows = known + ([(len(theirs), len(names))] if key.startswith("label.") else [])
+            weights[key] = born[key].clone()
+            for source, row in rows:
+                weights[key][row] = tensor[source]
+    return weights
 
 
 def checkpoint_bytes(model: nn.Module, *, ema: bool) -> int:

@@ -22,7 +22,7 @@ from dncli.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpo
 from dncli.training.evaluate import METRICS, Evaluation, evaluate
 from dncli.training.learner import Learner, check_precision
 from dncli.training.pictures import draw_samples
-from dncli.training.prepare import Data, build_model, load_data
+from dncli.training.prepare import Data, begin, build_model, load_data
 from dncli.training.report import Report, Waiting, ending, epoch_line, memory, plan
 from dncli.training.run import Run, check_free, create_run, reopen_run, replace_text
 from models.matcher import Matcher
@@ -56,11 +56,15 @@ def train(
             check_resumable(resume, checkpoint, config)
         data = load_data(config)
         torch.manual_seed(config.train.seed)
-        model = build_model(config, data.categories, init_from, fetch=checkpoint is None)
+        model = build_model(config, data.categories)
+        if checkpoint is None:
+            weights = begin(model, config, data.categories, init_from)
+        else:
+            weights = f"of this run, after epoch {checkpoint.epoch}"
         learner = Learner(config, model, device, len(data.batches))
         run = open_run(config, learner, checkpoint, out, resume, overwrite)
         report = Report(run.log)
-        report.say(plan(config, data, model, device, run.path))
+        report.say(plan(config, data, model, weights, device, run.path))
         try:
             loop(config, data, learner, run, report, checkpoint)
         except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from dncli.console import UserError
 from dncli.data.coco import Categories, Split, load_split, resolve_root
 from dncli.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
 from dncli.training import distributed
-from dncli.training.checkpoint import Checkpoint, load_checkpoint, load_weights
+from dncli.training.checkpoint import Checkpoint, for_classes, load_checkpoint, load_weights
 from dncli.training.evaluate import ground_truth
 from models.backbone import WeightsError, load_pretrained
 from models.hosts import build_detector
@@ -74,19 +75,27 @@ def load_validation(config: Config, categories: Categories, root: Path | None = 
     return Validation(split, batches)
 
 
-def build_model(
-    config: Config, categories: Categories, init_from: str | Path | None = None, *, fetch: bool = True
-) -> nn.Module:
-    """The configured detector: with the weights of `init_from`, else its backbone's own where `fetch`, else random."""
+def build_model(config: Config, categories: Categories) -> nn.Module:
+    """The configured detector with random weights."""
     try:
-        model = build_detector(config.host, config.backbone, len(categories))
+        return build_detector(config.host, config.backbone, len(categories))
     except WeightsError as error:
         raise UserError(str(error)) from error
-    if init_from is not None:
-        load_weights(model, load_checkpoint(init_from).weights, init_from)
-    elif fetch:
+
+
+def begin(model: nn.Module, config: Config, categories: Categories, init_from: str | Path | None) -> str:
+    """Give a new detector the weights that a training begins with, and say in a few words which."""
+    if init_from is None:
         distributed.on_main(lambda: fetch_weights(model, config))  # other processes get a copy when they join
-    return model
+        return f"random, backbone {'random' if config.backbone.weights == 'none' else config.backbone.weights}"
+    checkpoint = load_checkpoint(init_from)
+    new = [name for name in categories.names if name not in checkpoint.category_names]
+    load_weights(model, for_classes(checkpoint, categories.names, model.state_dict()), init_from)
+    return f"{init_from}, epoch {checkpoint.epoch}" + (f"; new classes begin at random: {shorten(new)}" if new else "")
+
+
+def shorten(names: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def fetch_weights(model: nn.Module, config: Config) -> None:
@@ -98,7 +107,7 @@ def fetch_weights(model: nn.Module, config: Config) -> None:
 
 def load_detector(checkpoint: Checkpoint, config: Config, source: str | Path) -> nn.Module:
     """The detector of a checkpoint, ready to predict."""
-    model = build_model(config, categories_of(checkpoint), fetch=False)
+    model = build_model(config, categories_of(checkpoint))
     load_weights(model, checkpoint.weights, source)
     return model.eval()
 

@@ -17,7 +17,7 @@ from dncli.config import Config
 from dncli.console import console
 from dncli.data.coco import Split
 from dncli.training import distributed
-from dncli.training.prepare import Data
+from dncli.training.prepare import Data, shorten
 
 T = TypeVar("T")
 
@@ -97,8 +97,8 @@ class Waiting(Iterable[T]):
         return self.seconds / max(perf_counter() - self.start, 1e-9)
 
 
-def plan(config: Config, data: Data, model: nn.Module, device: torch.device, out: Path) -> str:
-    """What is about to happen: the header of a training."""
+def plan(config: Config, data: Data, model: nn.Module, weights: str, device: torch.device, out: Path) -> str:
+    """What is about to happen: the header of a training. `weights` says what the detector begins with."""
     train, world, batch = config.train, distributed.world(), data.batches.plan.batch_size
     most = max(data.train.most_objects, data.validation.split.most_objects)
     queries = model_queries(config)
@@ -116,6 +116,7 @@ def plan(config: Config, data: Data, model: nn.Module, device: torch.device, out
         ("objects", f"at most {most} an image, {queries} queries" + (MORE_OBJECTS if most > queries else "")),
         ("denoising", denoising(config, data.train.most_objects)),
         ("parameters", f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"),
+        ("weights", weights),
         ("run folder", str(out)),
     ]
     return "\n".join([f"dndetr train: {config.host.name}", *(f"  {name:<19}{value}" for name, value in rows)])
@@ -138,10 +139,6 @@ def denoising(config: Config, most: int) -> str:
     if config.noise is None:
         return "none"
     return f"{config.noise.groups} groups, at most {config.noise.groups * max(1, most)} denoising queries an image"
-
-
-def shorten(names: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def ending(records: Sequence[dict[str, Any]], out: Path) -> str:

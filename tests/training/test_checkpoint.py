@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from dncli.console import UserError
-from dncli.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint, load_weights, save_checkpoint
+from dncli.training.checkpoint import (
+    Checkpoint,
+    checkpoint_bytes,
+    for_classes,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from tests.training.tiny import tiny_config, tiny_model
 
 
@@ -116,6 +123,18 @@ def test_another_number_of_classes_is_refused_by_name():
     with pytest.raises(UserError, match=r"label\.table\.weight: \(6, 15\) there, \(4, 15\) here"):
         load_weights(model, weights, "other.pt")
     torch.testing.assert_close(model.state_dict(), before)
+
+
+def test_rows_of_classes_go_by_name():
+    weights = {"heads.cls.0.bias": torch.arange(3.0), "label.table.weight": torch.arange(4.0)[:, None], "w": torch.ones(2)}
+    old = checkpoint(model=weights, category_names=["cat", "dog", "cow"])
+    born = {"heads.cls.0.bias": torch.full((2,), -1.0), "label.table.weight": torch.full((3, 1), -1.0), "w": torch.zeros(2)}
+    moved = for_classes(old, ["hen", "dog"], born)
+    assert moved["heads.cls.0.bias"].tolist() == [-1, 1]
+    assert moved["label.table.weight"][:, 0].tolist() == [-1, 1, 3]  # the unknown class stays the last
+    assert moved["w"].tolist() == [1, 1]
+    assert for_classes(old, ["cat", "dog", "cow"], born).items() == weights.items()
+    assert weights["heads.cls.0.bias"].tolist() == [0, 1, 2] and born["heads.cls.0.bias"].tolist() == [-1, -1]
 
 
 def test_another_architecture_is_refused():

@@ -155,6 +155,22 @@ def test_init_from_takes_the_weights_only(run, settings, tmp_path):
     torch.testing.assert_close(ours.model["anchors"], theirs.weights["anchors"])
 
 
+def test_init_from_moves_classes_by_name(run, settings, tmp_path, capsys):
+    """The same images, where one category is gone and one is new."""
+    root = write_dataset(tmp_path / "data")
+    for file in (root / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"red"', '"zebra"'))
+    frozen = with_train(settings, epochs=1, lr=1e-12, backbone_lr=0.0, ema=0.0)
+    train(resolved(replace(frozen, data=replace(frozen.data, root=str(root)))), tmp_path / "run", init_from=run)
+    assert f"weights            {run}, epoch" in (shown := capsys.readouterr().out)
+    assert "new classes begin at random: zebra\n" in shown
+    ours, theirs = load_checkpoint(tmp_path / "run", prefer="last.pt").model, load_checkpoint(run).weights
+    assert load_checkpoint(run).category_names == ["red", "green", "blue"]
+    for key in ("heads.cls.0.weight", "label.table.weight"):
+        torch.testing.assert_close(ours[key][1:], theirs[key][1:])
+        assert not torch.allclose(ours[key][0], theirs[key][0], atol=1e-4)
+
+
 def test_init_from_another_architecture_is_refused_and_writes_nothing(run, settings, tmp_path):
     wider = replace(settings, host=replace(settings.host, hidden=32))
     with pytest.raises(UserError, match="these do not fit"):
