@@ -34,11 +34,11 @@ def plot_run(records: Records, folder: Path) -> None:
         for key, legend in lines.items():
             draw_line(axes, with_share, key, legend)
         axes.set(title=title, xlabel="epoch", ylabel=label)
-        axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(frameon=False)
+            axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
         else:
             axes.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", transform=axes.transAxes)
         figure.savefig(folder / f"{name}.png", dpi=120)

@@ -68,7 +68,8 @@ def train(
         try:
             loop(config, data, learner, run, report, checkpoint)
         except KeyboardInterrupt:
-            report.say(f"stopped; go on with: dndetr train --resume {run.path}")
+            kept = f"go on with: dndetr train --resume {run.path}"
+            report.say(f"stopped; {kept if run.last.exists() else 'no epoch was complete, so there is nothing to go on with'}")
             raise
     return run.path
 
@@ -212,8 +213,8 @@ def check_resumable(run: str | Path, checkpoint: Checkpoint, config: Config) -> 
 
 def status(losses: dict[str, Tensor], learner: Learner, waiting: Waiting) -> str:
     """The right end of the progress bar."""
-    shown = [f"loss {losses['loss'].item():.3f}"]
-    if "dn_loss" in losses:
-        shown.append(f"dn {losses['dn_loss'].item():.3f}")
-    shown += [f"lr {learner.rate:.1e}", memory(learner.device), f"data wait {waiting.share:.0%}"]
-    return "  ".join(shown)
+    shown = [f"loss {losses['loss'].item():.2f}"]
+    if "dn_cls_0" in losses:
+        shown.append(f"dn {losses['dn_loss'].item():.2f}")
+    shown += [f"lr {learner.rate:.0e}", memory(learner.device), f"wait {waiting.share:.0%}"]
+    return " ".join(shown)

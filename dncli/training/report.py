@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from dncli.config import Config
@@ -62,14 +62,14 @@ class Report:
     def progress(self) -> Progress:
         """A bar for terminals; nothing where output is piped."""
         return Progress(
-            SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None),  # what the rest leaves of the line: it fits into 80 columns
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[status]}", justify="left"),
+            TextColumn("{task.fields[status]}"),
             console=console,
             transient=True,
+            expand=True,
             disable=not (console.is_terminal and distributed.is_main()),
         )
 
@@ -99,17 +99,12 @@ class Waiting(Iterable[T]):
 
 def plan(config: Config, data: Data, model: nn.Module, weights: str, device: torch.device, out: Path) -> str:
     """What is about to happen: the header of a training. `weights` says what the detector begins with."""
-    train, world, batch = config.train, distributed.world(), data.batches.plan.batch_size
+    train, world = config.train, distributed.world()
     most = max(data.train.most_objects, data.validation.split.most_objects)
     queries = model_queries(config)
     rows = [
         ("device", f"{device.type}, {train.precision}" + (f", {world} processes" if world > 1 else "")),
-        (
-            "batch",
-            f"{batch} images a step = {batch // (world * train.accumulate)} a process "
-            f"x {train.accumulate} accumulated x {world} process{'es' if world > 1 else ''}, "
-            f"{len(data.batches)} steps an epoch",
-        ),
+        ("batch", f"{batch(data.batches.plan.batch_size, world, train.accumulate)}, {len(data.batches)} steps an epoch"),
         ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
         ("training images", counts(data.train)),
         ("validation images", counts(data.validation.split)),
@@ -120,6 +115,13 @@ def plan(config: Config, data: Data, model: nn.Module, weights: str, device: tor
         ("run folder", str(out)),
     ]
     return "\n".join([f"dndetr train: {config.host.name}", *(f"  {name:<19}{value}" for name, value in rows)])
+
+
+def batch(images: int, world: int, accumulate: int) -> str:
+    """The effective batch and, where it is not one piece, what it is made of."""
+    pieces = [f"{accumulate} accumulated"] * (accumulate > 1) + [f"{world} processes"] * (world > 1)
+    made_of = f" = {' x '.join([str(images // (world * accumulate)), *pieces])}" if pieces else ""
+    return f"{images} images a step{made_of}"
 
 
 MORE_OBJECTS = " - WARNING: the objects beyond the queries can never be found; raise host.queries"
