@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -150,7 +151,8 @@ def probe(folder: Path, room: int) -> None:
             "make room or choose another folder with --out"
         ) from error
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be written it cannot be removed either
+            file.unlink()
 
 
 def write_records(run: Run, records: list[dict[str, Any]]) -> None:

@@ -241,3 +241,6 @@ def test_predict_writes_pictures_and_json_and_names_what_it_could_not_read(run, 
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1-2.jpg", "1.jpg", "predictions.json"]
     with pytest.raises(UserError, match="not empty"):
         predict(run, [root / "val"], tmp_path / "out")
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
+        predict(run, [tmp_path / "nowhere"], tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()

@@ -105,6 +105,18 @@ def test_a_full_disk_is_found_before_going_on(tmp_path, monkeypatch):
         reopen_run(run.path, TREE, 1, room=2**22)
 
 
+def test_a_read_only_place_is_refused(tmp_path, monkeypatch):
+    """Where nothing can be written, the probe can neither be made nor removed."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    with pytest.raises(UserError, match="cannot hold the run's checkpoints .*: Read-only file system"):
+        create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+
+
 def test_an_unwritable_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written|cannot hold"):
