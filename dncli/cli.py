@@ -233,8 +233,9 @@ def check(
     Example: [bold]dndetr data check COCO --queries 300[/bold]
     """
     from dncli.data.check import check_dataset, lines
+    from dncli.training.report import Report
 
-    report = check_dataset(root, queries)
+    report = check_dataset(root, queries, track=lambda images: Report().track(images, "opening images"))
     console.print("\n".join(lines(report)), markup=False, soft_wrap=True)
     if report.defects:
         raise typer.Exit(EXIT_DEFECTS)

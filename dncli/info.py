@@ -76,7 +76,7 @@ def told(noise: NoiseConfig, num_classes: int, objects: int) -> Known:
 
 
 def multiply_adds(model: nn.Module, images: Images, known: Known | None = None, *, backward: bool = False) -> float:
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+    with FlopCounterMode(display=False) as counter:
         output = model(images, known)
         if backward:
             (output.logits.sum() + output.boxes.sum()).backward()
