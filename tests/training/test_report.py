@@ -1,0 +1,175 @@
+"""What is said of a training: whole lines, as the user reads them."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dncli.training.evaluate import METRICS
+from dncli.training.prepare import build_model, load_data
+from dncli.training.report import COCO_ROWS, Report, Waiting, coco_table, ending, epoch_line, memory, plan
+from tests.training.tiny import tiny_config, with_train, write_dataset
+
+CPU = torch.device("cpu")
+RECORD = {"epoch": 3, "seconds": 41.4, "loss": 9.4149, "dn_loss": 3.05, "ap": 0.3121, "ap50": 0.5, "instability": 3.416}
+
+
+def test_an_epoch_is_a_line():
+    assert epoch_line(RECORD, 12) == "epoch 3/12  loss 9.415  dn 3.050  AP 0.312  AP50 0.500  IS 3.42  41 s"
+
+
+def test_an_epoch_tells_only_what_was_measured():
+    unknown = {"dn_loss": None, "ap": None, "ap50": None, "instability": None}
+    assert epoch_line(RECORD | unknown, 12) == "epoch 3/12  loss 9.415  41 s"
+    assert epoch_line({"epoch": 1, "loss": 2.0, "seconds": 0.2}, 1) == "epoch 1/1  loss 2.000  0 s"
+
+
+def test_a_measured_zero_is_told():
+    zeros = {"dn_loss": 0.0, "ap": 0.0, "ap50": 0.0, "instability": 0.0}
+    assert epoch_line(RECORD | zeros, 12) == "epoch 3/12  loss 9.415  dn 0.000  AP 0.000  AP50 0.000  IS 0.00  41 s"
+
+
+def test_the_coco_table_has_all_numbers_and_dashes_for_none():
+    numbers = {name: i / 100 for i, name in enumerate(METRICS)}
+    assert tuple(key for key, _, _ in COCO_ROWS) == METRICS
+    lines = coco_table(numbers | {"ap_s": None}, "best epoch").splitlines()
+    assert lines[:5] == [
+        "best epoch",
+        "  AP         0.000  IoU 0.50:0.95",
+        "  AP50       0.010  IoU 0.50",
+        "  AP75       0.020  IoU 0.75",
+        "  AP small       -  area below 32 x 32",
+    ]
+    assert len(lines) == 13 and lines[-1] == "  AR large   0.110"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def header(config) -> dict[str, str]:
+    """The rows of the header by their names."""
+    data = load_data(config)
+    title, *lines = plan(config, data, build_model(config, data.categories), "random", CPU, Path("runs/x")).splitlines()
+    assert title == "dndetr train: deformable_detr"
+    return {line[2:21].strip(): line[21:] for line in lines}
+
+
+def test_the_header_says_what_is_about_to_happen(root):
+    assert header(tiny_config(root)) == {
+        "device": "cpu, fp32",
+        "batch": "4 images a step, 2 steps an epoch",
+        "classes": "3: red, green, blue",
+        "training images": "7 with objects, 3 without",
+        "validation images": "4 with objects, 2 without",
+        "objects": "at most 3 an image, 9 queries",
+        "denoising": "2 groups, at most 6 denoising queries an image",
+        "parameters": "0.30 M",
+        "weights": "random",
+        "run folder": "runs/x",
+    }
+
+
+def test_the_header_tells_of_parts_and_precision(root):
+    rows = header(tiny_config(root, accumulate=2, precision="bf16"))
+    assert rows["device"] == "cpu, bf16"
+    assert rows["batch"] == "4 images a step = 2 x 2 accumulated, 2 steps an epoch"
+
+
+def test_the_header_tells_of_several_processes(root, monkeypatch):
+    config = tiny_config(root)
+    data = load_data(config)
+    model = build_model(config, data.categories)
+    monkeypatch.setattr("dncli.training.distributed.world", lambda: 2)
+    lines = plan(config, data, model, "random", CPU, Path("runs/x")).splitlines()
+    assert lines[1] == "  device             cpu, fp32, 2 processes"
+    assert lines[2] == "  batch              4 images a step = 2 x 2 processes, 2 steps an epoch"
+    both = with_train(config, accumulate=2)
+    assert "4 images a step = 1 x 2 accumulated x 2 processes," in plan(both, data, model, "random", CPU, Path("runs/x"))
+
+
+def test_the_header_tells_the_batch_that_a_small_dataset_allows(root):
+    assert header(tiny_config(root, batch_size=64))["batch"] == "10 images a step, 1 steps an epoch"
+
+
+def test_the_header_warns_of_more_objects_than_queries(root):
+    config = tiny_config(root)
+    few, enough = (replace(config, host=replace(config.host, queries=n)) for n in (2, 3))
+    assert header(few)["objects"] == (
+        "at most 3 an image, 2 queries - WARNING: the objects beyond the queries can never be found; raise host.queries"
+    )
+    assert header(enough)["objects"] == "at most 3 an image, 3 queries"
+
+
+def test_patterns_use_every_anchor_again(root):
+    config = tiny_config(root)
+    host = replace(config.host, decoder="dense", queries=2, patterns=3)
+    assert header(replace(config, host=host))["objects"] == "at most 3 an image, 6 queries"
+
+
+def test_a_baseline_has_no_denoising(root):
+    assert header(replace(tiny_config(root), noise=None))["denoising"] == "none"
+
+
+def numbers(epoch: int, ap: float | None) -> dict:
+    return {"epoch": epoch, "ap": ap} | {name: ap for name in METRICS}
+
+
+def test_the_ending_shows_the_best_epoch_and_what_comes_next():
+    text = ending([numbers(1, None), numbers(2, 0.4), numbers(3, 0.3)], Path("runs/x"))
+    lines = text.splitlines()
+    assert lines[:2] == ["best epoch, 2 of 3: checkpoints/best.pt", "  AP         0.400  IoU 0.50:0.95"]
+    assert lines[13:] == [
+        "pictures: runs/x/predictions",
+        "curves:   runs/x/plots",
+        "numbers:  runs/x/metrics.csv",
+        "next:     dndetr eval --ckpt runs/x",
+        "          dndetr predict --ckpt runs/x IMAGE --out pictures",
+    ]
+
+
+def test_of_equal_epochs_the_first_is_the_best():
+    assert ending([numbers(1, 0.2), numbers(2, 0.2)], Path("x")).startswith("best epoch, 1 of 2:")
+
+
+def test_an_ending_without_any_evaluation_still_names_what_comes_next():
+    assert ending([numbers(1, None)], Path("x")).splitlines()[0] == "pictures: x/predictions"
+
+
+def test_memory_is_that_of_this_process():
+    amount, unit = memory(CPU).split()
+    assert unit == "GiB" and 0.1 <= float(amount) < 100
+
+
+def test_what_is_said_is_shown_and_logged_as_it_is(tmp_path, capsys):
+    report = Report(tmp_path / "train.log")
+    report.say("[bold]epoch[/bold] 1 " + "x" * 200)
+    report.say("two\nlines")
+    assert capsys.readouterr().out == (tmp_path / "train.log").read_text() == f"[bold]epoch[/bold] 1 {'x' * 200}\ntwo\nlines\n"
+
+
+def test_only_the_main_process_speaks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dncli.training.distributed.rank", lambda: 1)
+    Report(tmp_path / "train.log").say("hello")
+    assert capsys.readouterr().out == "" and not (tmp_path / "train.log").exists()
+
+
+def test_a_bar_passes_everything_on_and_is_silent_in_a_pipe(capsys):
+    assert list(Report().track(["a", "b"], "reading")) == ["a", "b"]
+    assert capsys.readouterr().out == ""
+
+
+def test_waiting_counts_only_the_time_of_the_source():
+    def slow():
+        for item in (1, 2):
+            time.sleep(0.05)
+            yield item
+
+    waiting = Waiting(slow())
+    for _ in waiting:
+        time.sleep(0.2)
+    assert 0.1 <= waiting.seconds < 0.4
+    assert 0.05 < waiting.share < 0.7
