@@ -60,19 +60,30 @@ def say(code: int, *lines: str) -> int:
 def usage(error: Exception, arguments: list[str]) -> list[str]:
     """What is wrong with a command line; a flag that is a setting is answered with its override."""
     context = getattr(error, "ctx", None)
-    path = context.command_path if context else "dndetr"
+    path = context.command_path if context else command_path(arguments)
     message = error.format_message()
     lines = [f"{path}: {message} (see {path} --help)"] if message else []  # without a command the help says it all
     flag = getattr(error, "option_name", None)
-    if flag is not None:
+    if flag is not None and path in ("dndetr train", "dndetr eval", "dndetr info"):
         from dncli.schema import override_for
 
         value = next((a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")), "")
         if not value and flag in arguments[:-1]:
             value = arguments[arguments.index(flag) + 1]
-        if hint := override_for(flag, value or "VALUE"):
+        if hint := override_for(flag, value or "VALUE", block=path.removeprefix("dndetr ")):
             lines.append(f"settings are given without dashes: {hint}")
     return lines
+
+
+def command_path(arguments: list[str]) -> str:
+    """The command that the arguments mean, as far as there is one."""
+    command, path = typer.main.get_command(app), "dndetr"
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word)
+        if command is None:
+            break
+        path += f" {word}"
+    return path
 
 
 def preset_names(incomplete: str) -> list[str]:

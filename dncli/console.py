@@ -23,7 +23,7 @@ class UserError(Exception):
 def open_console(*, stderr: bool = False) -> Console:
     """Colours and the terminal's width for a terminal, plain lines for a pipe; `NO_COLOR` is respected."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False)
+    return Console(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False, emoji=False)
 
 
 console = open_console()

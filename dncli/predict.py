@@ -38,10 +38,10 @@ def predict(ckpt: str | Path, paths: Sequence[str | Path], out: str | Path, thre
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; give a new folder with --out")
+    checkpoint = load_checkpoint(ckpt)
     files, problems = find_images(paths)
     if not files:
         raise UserError(*problems)
-    checkpoint = load_checkpoint(ckpt)
     config, device = settings_of(checkpoint, (), ckpt), choose_device("auto")
     model, categories = load_detector(checkpoint, config, ckpt).to(device), categories_of(checkpoint)
     predictions: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from dncli.settings import (
     Place,
     Setting,
     Settings,
+    dump,
     is_inside,
     merge,
     parse_override,
@@ -82,7 +83,7 @@ def to_yaml(resolved: Resolved) -> str:
         if parent and parent != block:
             rows.append((f"{parent}:", ""))
         block = parent
-        text = yaml.safe_dump([value], default_flow_style=True, width=float("inf")).strip()[1:-1]
+        text = dump([value], default_flow_style=True, width=float("inf"), allow_unicode=True).strip()[1:-1]
         rows.append((f"{'  ' if parent else ''}{name}: {text}", f"  # {resolved.sources[key]}"))
     width = max(len(text) for text, _ in rows if len(text) <= 50)
     return "\n".join(f"{text:<{width}}{source}".rstrip() for text, source in rows)
@@ -125,12 +126,12 @@ def read_preset(path: Path) -> Found:
     base = settings.pop("extends", None)
     if base is None:
         return settings, mistakes
-    neighbour = path.with_name(f"{base.value}.yaml")
+    neighbour = path.parent / f"{base.value}.yaml"
     try:
         file = neighbour if neighbour.is_file() else find_preset(str(base.value))
         below, wrong = read_settings(file, shown(file), layer=0)
-    except UserError as error:
-        return settings, [*mistakes, Mistake(base.place, f"extends: {error}")]
+    except UserError as error:  # without it, what it would have held seems to be missing
+        raise UserError(*map(str, [*mistakes, Mistake(base.place, f"extends: {error}")])) from error
     if "extends" in below:
         further = below.pop("extends").value
         wrong = [*wrong, Mistake(base.place, f"extends {base.value}, which extends {further}; only one level is allowed")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from dataclasses import fields
 from types import NoneType
 from typing import Any, get_args, get_type_hints
@@ -42,14 +43,27 @@ def validate(settings: Settings, origin: Place) -> tuple[Config | None, list[Mis
         return Config(**values), []
     except FieldErrors as error:
         return None, [
-            Mistake(settings[key].place if key in settings else origin, f"{key} {problem}")
+            Mistake(place_of(f"{key} {problem}", settings, origin), f"{key} {problem}")
             for key, problem in error.problems.items()
         ]
+
+
+def place_of(sentence: str, settings: Settings, origin: Place) -> Place:
+    """Where the first setting stands that a sentence names, or something of the block that it names."""
+    for word in sentence.replace(",", " ").split():
+        key = word.strip(":")
+        places = [s.place for k, s in settings.items() if k == key or is_inside(k, key)]
+        if places:
+            return min(places)
+    return origin
 
 
 def choose_host(settings: Settings, origin: Place) -> tuple[str | None, list[Mistake]]:
     """The name of the host; None where it cannot be told."""
     choices = " or ".join(HOSTS)
+    if "host" in settings and settings["host"].value not in ({}, None):
+        value, place = settings["host"]
+        return None, [Mistake(place, f"host must be a block of settings, got {show(value)}")]
     if "host.name" not in settings:
         return None, [Mistake(origin, f"host.name is missing, it must be {choices}")]
     name, place = settings["host.name"]
@@ -86,8 +100,9 @@ def build(block: str, cls: type, given: Settings, place: Place) -> tuple[Any, li
     A dataclass checks its rules only where every type is right. So values of a wrong type are left out and the rest is
     tried again; rules that name such a field say nothing then.
     """
-    mistakes: list[Mistake] = []
-    wrong: set[str] = set()
+    infinite = {name: s for name, s in given.items() if isinstance(s.value, float) and not math.isfinite(s.value)}
+    mistakes = [Mistake(s.place, f"{block}.{name} must be finite, got {s.value}") for name, s in infinite.items()]
+    wrong = set(infinite)
     while True:
         values = {name: setting.value for name, setting in given.items() if name not in wrong}
         try:
@@ -158,10 +173,12 @@ def nearest(key: str, known: list[str]) -> str | None:
     """The valid key most like this one: as a whole, in its own block first, or by its last word."""
     block, _, name = key.rpartition(".")
     inside = [k for k in known if k.rpartition(".")[0] == block]
+    words = {k.rpartition(".")[2]: k for k in reversed(known)}
+    if not block and name in words:
+        return words[name]
     for candidates in (inside, known):
         if near := difflib.get_close_matches(key, candidates, n=1, cutoff=0.75):
             return near[0]
-    words = {k.rpartition(".")[2]: k for k in reversed(known)}
     near = difflib.get_close_matches(name, words, n=1, cutoff=0.75)
     return words[near[0]] if near else None
 
@@ -185,7 +202,8 @@ def show(value: Any) -> str:
     return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def override_for(flag: str, value: str) -> str | None:
-    """What a flag such as `--lr 3` was probably meant to be: `train.lr=3`."""
-    key = nearest(flag.lstrip("-").replace("-", "_"), known_keys())
+def override_for(flag: str, value: str, block: str = "") -> str | None:
+    """What a flag such as `--lr 3` was probably meant to be: `train.lr=3`, a setting of `block` first."""
+    name, known = flag.lstrip("-").replace("-", "_"), known_keys()
+    key = f"{block}.{name}" if f"{block}.{name}" in known else nearest(name, known)
     return f"{key}={value}" if key else None

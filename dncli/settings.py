@@ -43,21 +43,25 @@ class Mistake(NamedTuple):
 Settings = dict[str, Setting]  # by dotted key; a whole block is a key of its own where it is null or empty
 Found = tuple[Settings, list[Mistake]]
 
+ENDLESS = "nested too deeply, or within itself"
+
 
 def read_settings(path: Path, name: str, layer: int) -> Found:
     """One YAML file, called `name` in what is said of it. UserError where it cannot be read at all."""
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=Loader)
+        if node is None:
+            return {}, []
+        if not isinstance(node, yaml.MappingNode):
+            return {}, [Mistake(Place(layer, 1, f"{name}:1"), "a preset holds `key: value` lines, this file something else")]
+        return flatten(node, lambda at: Place(layer, at.start_mark.line + 1, f"{name}:{at.start_mark.line + 1}"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{name}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"{name}:{mark.line + 1 if mark else 1}: not valid YAML: {problem_of(error)}") from error
-    if node is None:
-        return {}, []
-    if not isinstance(node, yaml.MappingNode):
-        return {}, [Mistake(Place(layer, 1, f"{name}:1"), "a preset holds `key: value` lines, this file something else")]
-    return flatten(node, lambda at: Place(layer, at.start_mark.line + 1, f"{name}:{at.start_mark.line + 1}"))
+    except RecursionError as error:
+        raise UserError(f"{name}: {ENDLESS}") from error
 
 
 def parse_override(text: str, place: Place) -> Found:
@@ -67,11 +71,13 @@ def parse_override(text: str, place: Place) -> Found:
         return {}, [Mistake(place, "an override is key=value, for example train.lr=1e-4")]
     try:
         node = yaml.compose(value, Loader=Loader)
-        if isinstance(node, yaml.MappingNode):
+        if isinstance(node, yaml.MappingNode) and node.value:
             return flatten(node, lambda _: place, f"{key.strip()}.")
         return {key.strip(): Setting(None if node is None else construct(node), place)}, []
     except yaml.YAMLError as error:
         return {}, [Mistake(place, f"the value is not valid YAML: {problem_of(error)}")]
+    except RecursionError:
+        return {}, [Mistake(place, f"the value is {ENDLESS}")]
 
 
 def merge(below: Settings, above: Settings) -> Settings:
@@ -99,7 +105,7 @@ def flatten(node: yaml.MappingNode, place_of: Callable[[yaml.Node], Place], pref
             mistakes.append(Mistake(place, "a key must be a plain word"))
             continue
         key = prefix + key_node.value
-        first = next((s.place for k, s in settings.items() if k == key or is_inside(k, key)), None)
+        first = next((s.place for k, s in settings.items() if k == key or is_inside(k, key) or is_inside(key, k)), None)
         if first is not None:
             mistakes.append(Mistake(place, f"{key!r} is given twice, first at {first}"))
         if isinstance(value_node, yaml.MappingNode) and value_node.value:
@@ -120,6 +126,12 @@ class Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
 
 
+class Dumper(yaml.SafeDumper):
+    """Writes what Loader reads: text that looks like a number there is quoted."""
+
+    yaml_implicit_resolvers = Loader.yaml_implicit_resolvers
+
+
 for _kind, _pattern, _first in (
     ("null", r"|~|null|Null|NULL", ["", *"~nN"]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -127,6 +139,11 @@ for _kind, _pattern, _first in (
     ("float", r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", list("-+0123456789.")),
 ):
     Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def dump(tree: Any, **options: Any) -> str:
+    """Plain values as YAML, in their order."""
+    return yaml.dump(tree, Dumper=Dumper, sort_keys=False, **options)
 
 
 def construct(node: yaml.Node) -> Any:

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dncli.analysis import Matches
 from dncli.console import UserError
+from dncli.settings import dump
 
 FOLDERS = ("checkpoints", "matches", "plots", "predictions", "eval")
 
@@ -113,7 +113,7 @@ def create_run(path: Path, tree: dict[str, Any], *, room: int, overwrite: bool) 
             shutil.rmtree(path)
         for folder in FOLDERS:
             (path / folder).mkdir(parents=True, exist_ok=True)
-        (path / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        (path / "config.yaml").write_text(dump(tree))
         (path / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another folder with --out") from error
@@ -127,7 +127,7 @@ def reopen_run(path: Path, tree: dict[str, Any], epoch: int, *, room: int) -> Ru
     try:
         for folder in FOLDERS:
             (path / folder).mkdir(exist_ok=True)
-        replace_text(path / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+        replace_text(path / "config.yaml", dump(tree))
         write_records(run, [r for r in run.records() if r["epoch"] <= epoch])
         for file in (path / "matches").glob("epoch_*.npz"):
             if int(file.stem.removeprefix("epoch_")) > epoch:

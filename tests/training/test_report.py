@@ -92,7 +92,7 @@ def test_the_header_tells_of_several_processes(root, monkeypatch):
 
 
 def test_the_header_tells_the_batch_that_a_small_dataset_allows(root):
-    assert header(tiny_config(root, batch_size=64))["batch"] == "10 images a step, 1 steps an epoch"
+    assert header(tiny_config(root, batch_size=64))["batch"] == "10 images a step, 1 step an epoch"
 
 
 def test_the_header_warns_of_more_objects_than_queries(root):
