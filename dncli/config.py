@@ -39,7 +39,7 @@ class DataConfig:
             workers=(self.workers >= 0, "0 or more"),
             sizes=(len(self.sizes) > 0 and min(self.sizes, default=0) > 0, "a list of lengths above 0"),
             eval_size=(self.eval_size > 0, "above 0"),
-            max_size=(self.max_size > 0, "above 0"),
+            max_size=(self.max_size >= max(self.eval_size, 1), f"at least eval_size ({self.eval_size})"),
             flip=(0 <= self.flip <= 1, "from 0 to 1"),
             vertical_flip=(0 <= self.vertical_flip <= 1, "from 0 to 1"),
         )
@@ -70,7 +70,11 @@ class TrainConfig:
         demand(
             self,
             ema=(0 <= self.ema < 1, "from 0 to below 1"),
-            **positive(self, "epochs", "lr", "batch_size", "accumulate"),
+            accumulate=(
+                self.accumulate > 0 and self.batch_size % self.accumulate == 0,
+                f"a divisor of batch_size ({self.batch_size})",
+            ),
+            **positive(self, "epochs", "lr", "batch_size"),
             **{name: (getattr(self, name) >= 0, "0 or more") for name in rest},
         )
 
@@ -119,14 +123,5 @@ class Config:
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        points = isinstance(self.host, DeformableDetrConfig) and self.host.query == "point"
-        uneven = self.train.batch_size % self.train.accumulate
-        problems = {
-            "noise": "must be null with host.query: point, whose queries are no boxes" if points and self.noise else "",
-            "train.accumulate": f"must divide train.batch_size {self.train.batch_size}" if uneven else "",
-            "data.max_size": f"must be at least data.eval_size {self.data.eval_size}"
-            if self.data.max_size < self.data.eval_size
-            else "",
-        }
-        if any(problems.values()):
-            raise FieldErrors({key: problem for key, problem in problems.items() if problem})
+        if self.noise and isinstance(self.host, DeformableDetrConfig) and self.host.query == "point":
+            raise FieldErrors({"noise": "must be null with host.query: point, whose queries are no boxes"})

@@ -126,9 +126,10 @@ def read_preset(path: Path) -> Found:
     base = settings.pop("extends", None)
     if base is None:
         return settings, mistakes
-    neighbour = path.parent / f"{base.value}.yaml"
+    name = str(base.value)
+    neighbour = path.parent / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     try:
-        file = neighbour if neighbour.is_file() else find_preset(str(base.value))
+        file = neighbour if neighbour.is_file() else find_preset(name)
         below, wrong = read_settings(file, shown(file), layer=0)
     except UserError as error:  # without it, what it would have held seems to be missing
         raise UserError(*map(str, [*mistakes, Mistake(base.place, f"extends: {error}")])) from error

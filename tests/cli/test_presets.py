@@ -332,15 +332,19 @@ def test_a_rule_about_a_value_of_the_wrong_type_says_nothing():
         (
             DAB + "train:\n  batch_size: 10\n  accumulate: 4\n",
             [],
-            "p.yaml:4: train.accumulate must divide train.batch_size 10",
+            "p.yaml:4: train.accumulate must be a divisor of batch_size (10), got 4",
         ),
-        (DAB, ["train.accumulate=3"], "override 'train.accumulate=3': train.accumulate must divide train.batch_size 16"),
-        (DAB + "data: {max_size: 700}\n", [], "p.yaml:2: data.max_size must be at least data.eval_size 800"),
-        (DAB + "data: {eval_size: 1400}\n", [], "p.yaml:2: data.max_size must be at least data.eval_size 1400"),
+        (
+            DAB,
+            ["train.accumulate=3"],
+            "override 'train.accumulate=3': train.accumulate must be a divisor of batch_size (16), got 3",
+        ),
+        (DAB + "data: {max_size: 700}\n", [], "p.yaml:2: data.max_size must be at least eval_size (800), got 700"),
+        (DAB + "data: {eval_size: 1400}\n", [], "p.yaml:2: data.max_size must be at least eval_size (1400), got 1333"),
         (
             DAB,
             ["data.eval_size=1400"],
-            "override 'data.eval_size=1400': data.max_size must be at least data.eval_size 1400",
+            "override 'data.eval_size=1400': data.max_size must be at least eval_size (1400), got 1333",
         ),
     ],
 )
@@ -352,11 +356,20 @@ def test_points_as_queries_do_without_noise():
     assert load("host: {name: deformable_detr, query: point}\nnoise: null\n").config.noise is None
 
 
-def test_several_rules_across_blocks_at_once():
-    assert mistakes(DAB + "data: {max_size: 700}\ntrain: {accumulate: 3}\n") == [
-        "p.yaml:2: data.max_size must be at least data.eval_size 800",
-        "p.yaml:3: train.accumulate must divide train.batch_size 16",
+def test_rules_and_wrong_types_at_once():
+    assert mistakes(DAB + "data: {max_size: 700}\ntrain: {accumulate: 3, lr: x}\n") == [
+        "p.yaml:2: data.max_size must be at least eval_size (800), got 700",
+        "p.yaml:3: train.accumulate must be a divisor of batch_size (16), got 3",
+        "p.yaml:3: train.lr must be a number, got 'x'",
     ]
+
+
+def test_a_file_is_extended_from_beside_it(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "base.yaml").write_text(DAB + "train: {epochs: 3}\n")
+    for name in ("base", "base.yaml"):
+        (tmp_path / "far" / "p.yaml").write_text(f"extends: {name}\n")
+        assert load_preset(tmp_path / "far" / "p.yaml").config.train.epochs == 3
 
 
 def test_extending_goes_one_level():
