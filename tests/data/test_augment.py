@@ -47,7 +47,7 @@ def test_flips_move_boxes_with_pixels(flip, vertical, center):
 
 def test_every_choice_keeps_boxes_on_their_pixels():
     """Flips, sizes and crops of 60 seeds: what is left of a white box near the border is where the target says."""
-    config = DataConfig(sizes=(96, 128, 160), max_size=170, vertical_flip=0.5)
+    config = DataConfig(sizes=(96, 128, 160), eval_size=96, max_size=170, vertical_flip=0.5)
     picture = Image.new("RGB", (WIDTH, HEIGHT))
     picture.paste("white", (4, 3, 24, 13))
     box = torch.tensor([[14 / WIDTH, 8 / HEIGHT, 20 / WIDTH, 10 / HEIGHT]])
