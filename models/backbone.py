@@ -177,15 +177,15 @@ def load_pretrained(backbone: Backbone, config: BackboneConfig) -> None:
     """
     if config.weights == "none":
         return
-    given = own_names(fetch(config))
-    wanted = {name: x for name, x in backbone.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given, own = own_names(fetch(config)), backbone.state_dict()
+    wanted = {name: x for name, x in own.items() if not name.endswith("num_batches_tracked")}
     missing = [name for name in wanted if name not in given]
     differing = [name for name in wanted if name in given and given[name].shape != wanted[name].shape]
     for names, what in ((missing, "tensors are missing"), (differing, "tensors have another shape")):
         if names:
             problem = f"{len(names)} {what}, the first is {min(names)}"
             raise WeightsError(f"backbone.weights={config.weights} does not fit {config.name}: {problem}")
-    backbone.load_state_dict({name: x for name, x in given.items() if name in backbone.state_dict()}, strict=False)
+    backbone.load_state_dict({name: x for name, x in given.items() if name in own}, strict=False)
 
 
 def fetch(config: BackboneConfig) -> dict[str, Tensor]:

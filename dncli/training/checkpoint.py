@@ -126,7 +126,10 @@ BY_CLASS = ("heads.cls.", "label.table.")  # tensors with a row for each class, 
 
 
 def for_classes(checkpoint: Checkpoint, names: Sequence[str], born: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a checkpoint for a detector of the classes `names`: rows go by name, new classes stay as in `born`."""
+    """The weights of a checkpoint for a detector of the classes `names`: rows go by name, new classes stay as in `born`.
+
+    Tensors whose rows are of another width stay as they are, for load_weights to refuse.
+    """
     theirs = checkpoint.category_names
     if list(names) == theirs:
         return dict(checkpoint.weights)
@@ -134,7 +137,7 @@ def for_classes(checkpoint: Checkpoint, names: Sequence[str], born: Mapping[str,
     weights = {}
     for key, tensor in checkpoint.weights.items():
         weights[key] = tensor
-        if key.startswith(BY_CLASS) and key in born:
+        if key.startswith(BY_CLASS) and key in born and tensor.shape[1:] == born[key].shape[1:]:
             rows = known + ([(len(theirs), len(names))] if key.startswith("label.") else [])
             weights[key] = born[key].clone()
             for source, row in rows:

@@ -87,7 +87,8 @@ def begin(model: nn.Module, config: Config, categories: Categories, init_from: s
     """Give a new detector the weights that a training begins with, and say in a few words which."""
     if init_from is None:
         distributed.on_main(lambda: fetch_weights(model, config))  # other processes get a copy when they join
-        return f"random, backbone {'random' if config.backbone.weights == 'none' else config.backbone.weights}"
+        source = {"none": "", "default": ", the backbone's from ImageNet"}
+        return "random" + source.get(config.backbone.weights, f", the backbone's from {config.backbone.weights}")
     checkpoint = load_checkpoint(init_from)
     new = [name for name in categories.names if name not in checkpoint.category_names]
     load_weights(model, for_classes(checkpoint, categories.names, model.state_dict()), init_from)

@@ -155,11 +155,17 @@ def test_init_from_takes_the_weights_only(run, settings, tmp_path):
     torch.testing.assert_close(ours.model["anchors"], theirs.weights["anchors"])
 
 
-def test_init_from_moves_classes_by_name(run, settings, tmp_path, capsys):
-    """The same images, where one category is gone and one is new."""
-    root = write_dataset(tmp_path / "data")
+def with_zebras(root):
+    """The dataset with another category in the place of "red"."""
+    write_dataset(root)
     for file in (root / "annotations").iterdir():
         file.write_text(file.read_text().replace('"red"', '"zebra"'))
+    return root
+
+
+def test_init_from_moves_classes_by_name(run, settings, tmp_path, capsys):
+    """The same images, where one category is gone and one is new."""
+    root = with_zebras(tmp_path / "data")
     frozen = with_train(settings, epochs=1, lr=1e-12, backbone_lr=0.0, ema=0.0)
     train(resolved(replace(frozen, data=replace(frozen.data, root=str(root)))), tmp_path / "run", init_from=run)
     assert f"weights            {run}, epoch" in (shown := capsys.readouterr().out)
@@ -173,9 +179,10 @@ def test_init_from_moves_classes_by_name(run, settings, tmp_path, capsys):
 
 def test_init_from_another_architecture_is_refused_and_writes_nothing(run, settings, tmp_path):
     wider = replace(settings, host=replace(settings.host, hidden=32))
-    with pytest.raises(UserError, match="these do not fit"):
-        train(resolved(wider), tmp_path / "run", init_from=run)
-    assert not (tmp_path / "run").exists()
+    for root in (settings.data.root, str(with_zebras(tmp_path / "data"))):  # of the same classes, and of others
+        with pytest.raises(UserError, match="these do not fit"):
+            train(resolved(replace(wider, data=replace(wider.data, root=root))), tmp_path / "run", init_from=run)
+        assert not (tmp_path / "run").exists()
 
 
 def test_epochs_between_evaluations_have_no_ap(settings, tmp_path):
