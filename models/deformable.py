@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import native
 from models.denoising.queries import Queries
 from models.heads import MLP, DetectionHeads
 from models.position import encode_anchors
@@ -26,18 +27,35 @@ def ms_deform_attn(
     value (B, S, H, D), spatial_shapes (L, 2) as h, w, sampling_locations (B, Q, H, L, P, 2) as x, y in [0, 1] of the
     padded image, attention_weights (B, Q, H, L, P). Outside of the image there is 0; pixel centres lie at half numbers.
     Shapes may be plain numbers: they are sizes, which no device needs to be asked for and torch.export wants to know.
+    The result has the dtype of `value`; halves are summed in float32, from locations and weights that may be float32.
+
+    The work is done by the operator of csrc/ where there is one for the device (see models/native.py).
     """
+    # Asked for determinism, PyTorch's version says what it cannot promise on CUDA; the operator's atomics cannot either.
+    undetermined = value.is_cuda and torch.are_deterministic_algorithms_enabled()
+    if undetermined or not native.ready(value.device.type):
+        return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
+    if not isinstance(spatial_shapes, Tensor):
+        spatial_shapes = torch.tensor(spatial_shapes, device="cpu")
+    return torch.ops.dndetr.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def ms_deform_attn_torch(
+    value: Tensor, spatial_shapes: Tensor | Shapes, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """The same in PyTorch, by grid_sample: for every device, and what the operator is held to."""
     batch, _, heads, width = value.shape
     queries, points = sampling_locations.shape[1], sampling_locations.shape[4]
     shapes = spatial_shapes.tolist() if isinstance(spatial_shapes, Tensor) else spatial_shapes
-    grids = (2 * sampling_locations - 1).transpose(1, 2).flatten(0, 1)  # BH Q L P 2
+    computed = torch.promote_types(value.dtype, torch.float32)
+    grids = (2 * sampling_locations.to(computed) - 1).transpose(1, 2).flatten(0, 1)  # BH Q L P 2
     samples = []
-    for i, level in enumerate(value.split([h * w for h, w in shapes], dim=1)):
+    for i, level in enumerate(value.to(computed).split([h * w for h, w in shapes], dim=1)):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, width, *shapes[i])
         samples.append(F.grid_sample(image, grids[:, :, i], padding_mode="zeros", align_corners=False))
     found = torch.cat(samples, dim=-1)  # BH D Q LP
-    weights = attention_weights.transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes) * points)
-    return (found * weights).sum(-1).view(batch, heads * width, queries).transpose(1, 2)
+    weights = attention_weights.to(computed).transpose(1, 2).reshape(batch * heads, 1, queries, len(shapes) * points)
+    return (found * weights).sum(-1).view(batch, heads * width, queries).transpose(1, 2).to(value.dtype)
 
 
 @dataclass(frozen=True)
@@ -78,14 +96,14 @@ class DeformableAttention(nn.Module):
         value = value.unflatten(-1, (self.heads, -1))
         split = (self.heads, self.levels, self.points)
         offsets = self.offsets(query).float().unflatten(-1, (*split, 2))  # B W H L P 2
-        weights = self.weights(query).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, split[1:])
+        weights = self.weights(query).float().unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, split[1:])
         reference = reference.float()[:, :, None, :, None]  # B W 1 L 1 .
         if reference.shape[-1] == 2:
             unit = 1 / offsets.new_tensor([(w, h) for h, w in shapes])[:, None]  # L 1 2
         else:
             unit = reference[..., 2:] / (2 * self.points)
         locations = reference[..., :2] + offsets * unit
-        return self.out(ms_deform_attn(value, shapes, locations.to(value.dtype), weights.to(value.dtype)))
+        return self.out(ms_deform_attn(value, shapes, locations, weights))
 
     def init_star(self) -> None:
         """Offsets start as a star: one direction a head, the p-th point p pixels out; all weights equal."""

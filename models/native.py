@@ -1,0 +1,254 @@
+"""The operator of csrc/: built on its first use, kept for later runs, and never in the way where it cannot be had."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Choice = Literal["auto", "native", "torch"]  # native: nothing else will do; torch: never
+SOURCES = Path(__file__).resolve().parent.parent / "csrc"
+FILES = {"cpu": ("operator.cpp", "cpu.cpp"), "cuda": ("cuda.cu",)}
+SECONDS = {"cpu": 10, "cuda": 45}  # what a build takes, roughly
+
+logger = logging.getLogger("dndetr")
+_choice: Choice = "auto"
+
+
+class OperatorError(RuntimeError):
+    """Why the operator cannot be had though nothing else was wanted, in one sentence."""
+
+
+def choose(choice: Choice) -> None:
+    """Which implementation this process uses from now on."""
+    global _choice
+    _choice = choice
+
+
+def chosen() -> Choice:
+    return _choice
+
+
+@torch.compiler.assume_constant_result
+def ready(device: str) -> bool:
+    """Whether to use the operator for tensors of a device type; the first question builds or loads it.
+
+    Raises OperatorError where it is missing and `native` was chosen.
+    """
+    if _choice == "torch":
+        return False
+    why = missing(device)
+    if why is not None and _choice == "native":
+        raise OperatorError(f"op=native, but {why[0]}; mend that, or take op=auto")
+    return why is None
+
+
+@functools.cache
+def missing(device: str) -> tuple[str, str] | None:
+    """None where the operator is loaded, else why it is not: in one sentence, and all that the compiler said."""
+    if device not in FILES:
+        return f"there is no operator for {device}", ""
+    if device == "cuda" and (why := missing("cpu")) is not None:
+        return why  # the CPU library declares the operator
+    try:
+        load(device)
+    except Exception as error:  # whatever goes wrong, PyTorch's own version works
+        words = str(error).strip()
+        first = next((line for line in words.splitlines() if re.search(r"\berror\b", line)), words.partition("\n")[0])
+        sentence = f"the operator for {device} cannot be built: {first.strip() or type(error).__name__}"
+        if _choice == "auto":
+            logger.warning(f"{sentence}; PyTorch's grid_sample does its work, slower (dndetr doctor tells more)")
+        return sentence, words
+    return None
+
+
+def load(device: str) -> None:
+    """Load the library of a device type, after building it if this machine has not done so before."""
+    folder = cache() / f"{device}-{digest(device)}"
+    library = folder / "op.so"
+    if not library.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        with locked(folder / "lock"):  # of several processes one builds
+            if not library.is_file():
+                report_earlier_failure(folder, since=began)
+                build(device, library)  # and loads it
+    if device not in _loaded:
+        torch.ops.load_library(library)
+        _loaded.add(device)
+    if device == "cpu":
+        register()
+
+
+_loaded: set[str] = set()
+
+
+def build(device: str, library: Path) -> None:
+    """Compile in a folder of its own; the finished library appears whole or not at all."""
+    logger.info(f"building the deformable-attention operator for {device}: once, about {SECONDS[device]} s")
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as folder:
+        try:
+            compile_and_load(device, folder)
+        except Exception as error:
+            (library.parent / "failed.txt").write_text(str(error))
+            raise
+        _loaded.add(device)
+        os.replace(Path(folder) / f"dndetr_{device}.so", library)
+    logger.info(f"built in {time.perf_counter() - began:.0f} s, kept in {library.parent}")
+
+
+def compile_and_load(device: str, folder: str) -> None:
+    if shutil.which(compiler()) is None:
+        raise RuntimeError(f"error: there is no C++ compiler ({compiler()}): install one, or name it in CXX")
+    with extension_tools(device) as tools:
+        tools.load(
+            f"dndetr_{device}",
+            [str(SOURCES / name) for name in FILES[device]],
+            build_directory=folder,
+            is_python_module=False,
+            **flags(device),
+        )
+
+
+def flags(device: str) -> dict[str, list[str]]:
+    """Compiler and linker flags, as torch.utils.cpp_extension calls them."""
+    if device == "cuda":
+        return {"extra_cuda_cflags": ["-O3", "--extended-lambda", "--threads", "2"]}
+    native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    # Without -fopenmp in both places at::parallel_for is silently serial.
+    threads = [] if sys.platform == "darwin" else ["-fopenmp"]
+    exact = ["-fno-math-errno", "-fno-trapping-math"]  # results stay as IEEE says, NaN included
+    return {"extra_cflags": ["-O3", native, *exact, "-Wno-psabi", *threads], "extra_ldflags": threads}
+
+
+@contextlib.contextmanager
+def extension_tools(device: str) -> Iterator[ModuleType]:
+    """torch.utils.cpp_extension, with the ninja of this installation and where CUDA really is."""
+    import ninja
+
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it guesses CUDA's place aloud
+    from torch.utils import cpp_extension
+
+    before, home = os.environ["PATH"], cpp_extension.CUDA_HOME
+    os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, before))
+    if device == "cuda":
+        cpp_extension.CUDA_HOME = cuda_home()
+    try:
+        yield cpp_extension
+    finally:
+        os.environ["PATH"], cpp_extension.CUDA_HOME = before, home
+
+
+def compiler() -> str:
+    """The C++ compiler that cpp_extension takes."""
+    return os.environ.get("CXX", "c++")
+
+
+def cuda_home() -> str:
+    """The folder of the CUDA toolkit. Where nvcc is a link or a script, torch guesses wrongly; nvcc itself knows.
+
+    Raises RuntimeError where there is none, or one of another major version than PyTorch's.
+    """
+    given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    nvcc = str(Path(given) / "bin" / "nvcc") if given else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    if not Path(nvcc).is_file():
+        raise RuntimeError(f"error: there is no CUDA compiler ({nvcc}): install the CUDA toolkit, or name it in CUDA_HOME")
+    told = run(nvcc, "--version")
+    version = re.search(r"release (\d+)\.", told)
+    if version and torch.version.cuda and version[1] != torch.version.cuda.partition(".")[0]:
+        raise RuntimeError(f"error: nvcc is of CUDA {version[1]}, but PyTorch was built for CUDA {torch.version.cuda}")
+    top = re.search(r"TOP=(.+)", run(nvcc, "--dryrun", "-x", "cu", os.devnull))
+    return str(Path(top[1].strip()).resolve()) if top else str(Path(nvcc).resolve().parent.parent)
+
+
+def digest(device: str) -> str:
+    """Of all that a library depends on: torch, compilers, flags, sources, and the processor or the GPUs it is for."""
+    parts = [torch.__version__, str(flags(device)), compiler(), run(compiler(), "--version"), platform.machine()]
+    if device == "cuda":
+        capabilities = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
+        parts += [run("nvcc", "--version"), str(capabilities), os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
+    else:
+        parts.append(processor())
+    whole = hashlib.sha256("\0".join(parts).encode())
+    for path in sorted(SOURCES.iterdir()):
+        whole.update(path.name.encode() + path.read_bytes())
+    return whole.hexdigest()[:16]
+
+
+def processor() -> str:
+    """What -march=native follows: a home folder may be shared by machines of several kinds."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    return platform.processor()
+
+
+def run(*command: str) -> str:
+    """What a command says, on either stream; nothing where it cannot be run."""
+    with contextlib.suppress(OSError):
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        return done.stdout
+    return ""
+
+
+def cache() -> Path:
+    """Where built libraries are kept: $DNDETR_CACHE, or dndetr in the user's cache folder."""
+    given, home = os.environ.get("DNDETR_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else Path(home or Path.home() / ".cache") / "dndetr"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time; the lock of a process that dies is free."""
+    import fcntl
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def report_earlier_failure(folder: Path, since: float) -> None:
+    """Raise what another process was told while this one waited, so that a failing build is tried once, not eight times."""
+    failed = folder / "failed.txt"
+    if failed.is_file() and failed.stat().st_mtime > since:
+        raise RuntimeError(failed.read_text())
+
+
+def register() -> None:
+    """What PyTorch needs to know besides the kernels: shapes without data, and the gradient."""
+
+    @torch.library.register_fake("dndetr::ms_deform_attn")
+    def shapes_of_result(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
+
+    @torch.library.register_fake("dndetr::ms_deform_attn_backward")
+    def shapes_of_gradients(
+        grad: Tensor, value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (value, locations, weights))
+
+    def keep(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+        value, locations, weights = torch.ops.dndetr.ms_deform_attn_backward(grad, *ctx.saved_tensors)
+        return value, None, locations, weights
+
+    torch.library.register_autograd("dndetr::ms_deform_attn", backward, setup_context=keep)
