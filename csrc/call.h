@@ -65,6 +65,14 @@ inline Call check(
           heads, value.size(3), locations.size(1), locations.size(4)};
 }
 
+// The gradient of the result, contiguous and in the type that is stored.
+inline at::Tensor check_gradient(const Call& call, const at::Tensor& grad) {
+  TORCH_CHECK(
+      grad.sizes() == at::IntArrayRef(call.output_shape()), "the gradient must be ", call.output_shape(), ", got ",
+      grad.sizes());
+  return grad.to(call.value.scalar_type()).contiguous();
+}
+
 at::Tensor forward_cpu(const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&);
 std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&);

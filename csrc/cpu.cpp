@@ -422,7 +422,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cpu(
     const at::Tensor& grad, const at::Tensor& value, const at::Tensor& spatial_shapes, const at::Tensor& sampling_locations,
     const at::Tensor& attention_weights) {
   const Call call = check(value, spatial_shapes, sampling_locations, attention_weights);
-  const at::Tensor given = grad.to(value.scalar_type()).contiguous();
+  const at::Tensor given = check_gradient(call, grad);
   at::Tensor grad_value = many_queries(call) ? at::empty_like(call.value) : at::zeros_like(call.value);
   at::Tensor grad_locations = at::empty_like(call.locations), grad_attention = at::empty_like(call.weights);
   by_type(value.scalar_type(), [&](auto stored, auto computed) {

@@ -3,8 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -113,9 +113,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_cuda(
     const at::Tensor& attention_weights) {
   const c10::cuda::CUDAGuard guard(value.device());
   const Call call = check(value, spatial_shapes, sampling_locations, attention_weights);
-  const at::Tensor given = grad.to(value.scalar_type()).contiguous();
+  const at::Tensor given = check_gradient(call, grad);
   at::Tensor grad_value = at::zeros(call.value.sizes(), call.locations.options());
-  at::Tensor grad_locations = at::empty_like(call.locations), grad_weights = at::empty_like(call.weights);
+  at::Tensor grad_locations = at::zeros_like(call.locations), grad_weights = at::zeros_like(call.weights);
   by_type(value.scalar_type(), [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);

@@ -41,9 +41,8 @@ DNDETR_INLINE void for_points(const Arguments<S, T>& of, int64_t row, const Run&
   for (int level = 0; level < of.levels.count; ++level) {
     const int32_t columns = of.levels.columns[level], rows = of.levels.rows[level], first = of.levels.first_token[level];
     for (int64_t point = 0; point < of.points; ++point, ++index) {
-      const Pack<T, 2> at = load_pack<2>(of.locations + 2 * index);
-      const Sample<T> found = sample<T>(
-          at.at[0], at.at[1], static_cast<T>(columns), static_cast<T>(rows), columns, rows, first);
+      const T *x = of.locations + 2 * index, *y = x + 1;
+      const Sample<T> found = sample<T>(*x, *y, static_cast<T>(columns), static_cast<T>(rows), columns, rows, first);
       run(found, of.weights[index], index);
     }
   }

@@ -44,7 +44,8 @@ struct Side {
 };
 
 // `location` in [0, 1] of a side of `size` pixels, which is `count` as an integer. No branches. What is not finite stays so in
-// the weights, while the pixels are valid whatever the location.
+// the weights, while the pixels are valid whatever the location; a pixel of the border that is not finite itself makes
+// 0 x inf of points beyond it.
 template <typename T>
 DNDETR_INLINE Side<T> side(T location, T size, Int<T> count) {
   const T zero{}, one = zero + 1, below = zero - 2, above = size + 1;

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from dncli import __version__
-from dncli.console import UserError, console, fail
+from dncli.console import UserError, console, fail, listen
 
 DEFAULT_PRESET = "dn-deform-tiny"
 EXIT_DEFECTS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
@@ -32,6 +32,7 @@ def main() -> None:
     """Run the command and exit: 0, 1 for defects or an internal error, 2 for a mistake of the user, 130 for Ctrl-C."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1  # wherever it stands
+    listen()
     usage_error = typer.BadParameter.__base__  # UsageError of the click that this typer brings
     try:
         code = app(arguments, prog_name="dndetr", standalone_mode=False)
@@ -212,6 +213,23 @@ def info(
 
     resolved = load_preset(preset, overrides or [])
     console.print(report(resolved, info(resolved)))
+
+
+@app.command()
+def doctor(
+    op: Annotated[str, typer.Option(metavar="auto|native|torch", help="As in the setting op.")] = "auto",
+) -> None:
+    """Say what is installed here, which devices and compilers there are, and how deformable attention is computed.
+
+    Example: [bold]dndetr doctor[/bold]
+    """
+    from models.native import CHOICES
+
+    if op not in CHOICES:
+        raise UserError(f"--op must be {' or '.join(CHOICES)}, got {op!r}")
+    from dncli.doctor import doctor
+
+    console.print(doctor(op), markup=False, soft_wrap=True)
 
 
 @data.command()

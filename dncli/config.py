@@ -15,6 +15,7 @@ from models.dab_detr import DabDetrConfig
 from models.deformable_detr import DeformableDetrConfig
 from models.denoising.noise import NoiseConfig
 from models.matcher import MatchConfig
+from models.native import Choice
 from models.structures import STRICT, FieldErrors, demand, positive
 
 
@@ -86,6 +87,7 @@ class EvalConfig:
     batch_size: int = 8
     top: int = 300  # detections kept of an image, over queries x classes, as in DN-DETR
     every: int = 1  # epochs between evaluations; the last epoch is always evaluated
+    counter: Literal["pycocotools", "faster_coco_eval"] = "pycocotools"  # the same numbers; the second is several times faster
 
     __pydantic_config__ = STRICT
 
@@ -118,6 +120,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    op: Choice = "auto"  # deformable attention: native, torch, or native where it can be built
     paper: PaperRow | None = None
 
     __pydantic_config__ = STRICT

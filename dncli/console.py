@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 from rich.console import Console
@@ -28,6 +30,21 @@ def open_console(*, stderr: bool = False) -> Console:
 
 console = open_console()
 errors = open_console(stderr=True)
+
+
+class ToConsole(logging.Handler):
+    """Lines of the libraries' loggers, to stderr. Of several processes on a machine the first one warns for all."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING or os.environ.get("LOCAL_RANK", "0") == "0":
+            errors.print(record.getMessage(), markup=False, soft_wrap=True)
+
+
+def listen() -> None:
+    """Show what the package's own logger says."""
+    logger = logging.getLogger("dndetr")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [ToConsole()]
 
 
 def fail(*lines: str) -> None:

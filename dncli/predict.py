@@ -43,7 +43,7 @@ def predict(ckpt: str | Path, paths: Sequence[str | Path], out: str | Path, thre
     if not files:
         raise UserError(*problems)
     config, device = settings_of(checkpoint, (), ckpt), choose_device("auto")
-    model, categories = load_detector(checkpoint, config, ckpt).to(device), categories_of(checkpoint)
+    model, categories = load_detector(checkpoint, config, ckpt, device), categories_of(checkpoint)
     predictions: list[dict[str, Any]] = []
     report = Report()
     try:

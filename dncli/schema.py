@@ -7,7 +7,7 @@ import json
 import math
 from dataclasses import fields
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -25,6 +25,7 @@ WORDS = {
     "tuple_type": "a list",
 }
 HINTS = get_type_hints(Config)
+CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}  # settings in no block
 OPTIONAL = {block for block, hint in HINTS.items() if NoneType in get_args(hint)}
 
 
@@ -33,7 +34,8 @@ def validate(settings: Settings, origin: Place) -> tuple[Config | None, list[Mis
     host, mistakes = choose_host(settings, origin)
     blocks = block_classes(host)
     mistakes += unknown_keys(settings, host)
-    values = {}
+    values, wrong = choices(settings)
+    mistakes += wrong
     for block, cls in blocks.items():
         values[block], wrong = build_block(block, cls, settings, origin)
         mistakes += wrong
@@ -46,6 +48,17 @@ def validate(settings: Settings, origin: Place) -> tuple[Config | None, list[Mis
             Mistake(place_of(f"{key} {problem}", settings, origin), f"{key} {problem}")
             for key, problem in error.problems.items()
         ]
+
+
+def choices(settings: Settings) -> tuple[dict[str, str], list[Mistake]]:
+    """The settings that stand in no block, each one of a few words."""
+    given = {name: settings[name] for name in CHOICES if name in settings}
+    mistakes = [
+        Mistake(s.place, f"{name} must be {' or '.join(CHOICES[name])}, got {show(s.value)}{guess(s.value, CHOICES[name])}")
+        for name, s in given.items()
+        if s.value not in CHOICES[name]
+    ]
+    return {name: s.value for name, s in given.items()}, mistakes
 
 
 def place_of(sentence: str, settings: Settings, origin: Place) -> Place:
@@ -74,7 +87,8 @@ def choose_host(settings: Settings, origin: Place) -> tuple[str | None, list[Mis
 
 def block_classes(host: str | None) -> dict[str, type]:
     """The dataclass of every block; without a host the host's is left out."""
-    classes = {block: next(t for t in (*get_args(hint), hint) if t is not NoneType) for block, hint in HINTS.items()}
+    blocks = {block: hint for block, hint in HINTS.items() if block not in CHOICES}
+    classes = {block: next(t for t in (*get_args(hint), hint) if t is not NoneType) for block, hint in blocks.items()}
     del classes["host"]
     return classes if host is None else {"host": HOSTS[host][0], **classes}
 
@@ -166,7 +180,7 @@ def known_keys(host: str | None = None) -> list[str]:
         for block, cls in block_classes(h).items()
         for name in names(cls)
     ]
-    return list(dict.fromkeys(keys))
+    return list(dict.fromkeys([*keys, *CHOICES]))
 
 
 def nearest(key: str, known: list[str]) -> str | None:

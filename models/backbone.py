@@ -6,6 +6,7 @@ feature does not depend on how far its batch was padded. On canvases that are mu
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -104,6 +105,7 @@ def resnet(name: str, dilation: bool, pretrained: bool) -> Backbone:
     channels = [stage[-1].get_submodule("conv3" if hasattr(stage[-1], "conv3") else "conv2").out_channels
                 for stage in (net.layer2, net.layer3, net.layer4)]  # fmt: skip
     stages = nn.Sequential(stem, net.layer1, net.layer2, net.layer3, net.layer4)
+    fold_batch_norm(stages)
     return Backbone(stages, channels, frozen=2 if pretrained else 0)
 
 
@@ -164,6 +166,60 @@ def freeze_batch_norm(module: nn.Module) -> None:
             setattr(module, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))
         else:
             freeze_batch_norm(child)
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution with the frozen batch norm after it folded in, which then passes on what it gets.
+
+    Both keep their parameters and buffers, so a state dict does not tell. A convolution's output is written once instead of
+    three times; in bf16 the batch norm would make it float32 on top. What does not learn is folded once.
+    """
+
+    norm: tuple[FrozenBatchNorm2d]  # in a tuple, so that it is no submodule of this one
+    kept: tuple[list, list, Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.weight.requires_grad):
+            return self._conv_forward(x, *self.fold())
+        return self._conv_forward(x, *self.fold_once(x.device.type))
+
+    def fold_once(self, device: str) -> tuple[Tensor, Tensor]:
+        """The same from memory, in the dtype that autocast wants, until one of the tensors behind it changes."""
+        (norm,) = self.norm
+        autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else self.weight.dtype
+        sources = [self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        if any(t.is_inference() for t in sources):  # made in inference mode: nobody can tell when they change
+            return self.fold()
+        state = [dtype, *((t.data_ptr(), t._version) for t in sources)]
+        if self.kept is None or self.kept[1] != state or any(map(operator.is_not, self.kept[0], sources)):
+            with torch.inference_mode(False), torch.no_grad():
+                self.kept = (sources, state, *(t.to(dtype) for t in self.fold()))
+        return self.kept[2:]
+
+    def fold(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias."""
+        (norm,) = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+
+class FoldedBatchNorm2d(FrozenBatchNorm2d):
+    """Its convolution has done its work."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold every frozen batch norm into the convolution that is registered right before it, in place."""
+    before = None
+    for child in module.children():
+        if type(before) is nn.Conv2d and type(child) is FrozenBatchNorm2d:
+            before.__class__, child.__class__ = FoldedConv2d, FoldedBatchNorm2d
+            before.norm = (child,)
+        fold_batch_norm(child)
+        before = child
 
 
 class WeightsError(ValueError):

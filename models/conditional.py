@@ -53,7 +53,8 @@ class ConditionalDecoder(nn.Module):
             # The supervised box is refined from a reference with gradient, the next reference from the state before
             # its norm: both as in DAB-DETR, so that its weights mean the same here.
             boxes.append(heads.boxes(i, state, reference))
-            reference = heads.boxes(i, x, at)
+            if layer is not self.layers[-1]:
+                reference = heads.boxes(i, x, at)
         return torch.stack(states), torch.stack(boxes)
 
     def modulate(self, x: Tensor, sine: Tensor, anchors: Tensor, scale: bool) -> Tensor:

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,15 +18,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 Choice = Literal["auto", "native", "torch"]  # native: nothing else will do; torch: never
+CHOICES = get_args(Choice)
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 FILES = {"cpu": ("operator.cpp", "cpu.cpp"), "cuda": ("cuda.cu",)}
 SECONDS = {"cpu": 10, "cuda": 45}  # what a build takes, roughly
+
+WHOLE = b"dndetr: whole"  # ends every library that was written to its end; loaders do not mind
 
 logger = logging.getLogger("dndetr")
 _choice: Choice = "auto"
@@ -80,14 +84,13 @@ def missing(device: str) -> tuple[str, str] | None:
 
 def load(device: str) -> None:
     """Load the library of a device type, after building it if this machine has not done so before."""
-    folder = cache() / f"{device}-{digest(device)}"
-    library = folder / "op.so"
-    if not library.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+    library = folder(device) / "op.so"
+    if not whole(library):
+        library.parent.mkdir(parents=True, exist_ok=True)
         began = time.time()
-        with locked(folder / "lock"):  # of several processes one builds
-            if not library.is_file():
-                report_earlier_failure(folder, since=began)
+        with locked(library.parent / "lock"):  # of several processes one builds
+            if not whole(library):
+                report_earlier_failure(library.parent, since=began)
                 build(device, library)  # and loads it
     if device not in _loaded:
         torch.ops.load_library(library)
@@ -99,29 +102,41 @@ def load(device: str) -> None:
 _loaded: set[str] = set()
 
 
+def whole(library: Path) -> bool:
+    """A cut library would not fail to load, it would kill the process."""
+    return library.is_file() and library.read_bytes().endswith(WHOLE)
+
+
 def build(device: str, library: Path) -> None:
     """Compile in a folder of its own; the finished library appears whole or not at all."""
+    if shutil.which(compiler()[0]) is None:
+        raise RuntimeError(f"error: there is no C++ compiler ({compiler()[0]}): install one, or name it in CXX")
     logger.info(f"building the deformable-attention operator for {device}: once, about {SECONDS[device]} s")
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as folder:
+    for left_behind in library.parent.glob("build-*"):  # by a builder that was killed; the lock is ours
+        shutil.rmtree(left_behind, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-", ignore_cleanup_errors=True) as workplace:
         try:
-            compile_and_load(device, folder)
+            compile_and_load(device, workplace)
         except Exception as error:
             (library.parent / "failed.txt").write_text(str(error))
             raise
         _loaded.add(device)
-        os.replace(Path(folder) / f"dndetr_{device}.so", library)
+        built = Path(workplace) / f"dndetr_{device}.so"
+        with open(built, "ab") as file:
+            file.write(WHOLE)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(built, library)
     logger.info(f"built in {time.perf_counter() - began:.0f} s, kept in {library.parent}")
 
 
-def compile_and_load(device: str, folder: str) -> None:
-    if shutil.which(compiler()) is None:
-        raise RuntimeError(f"error: there is no C++ compiler ({compiler()}): install one, or name it in CXX")
+def compile_and_load(device: str, workplace: str) -> None:
     with extension_tools(device) as tools:
         tools.load(
             f"dndetr_{device}",
             [str(SOURCES / name) for name in FILES[device]],
-            build_directory=folder,
+            build_directory=workplace,
             is_python_module=False,
             **flags(device),
         )
@@ -156,9 +171,9 @@ def extension_tools(device: str) -> Iterator[ModuleType]:
         os.environ["PATH"], cpp_extension.CUDA_HOME = before, home
 
 
-def compiler() -> str:
-    """The C++ compiler that cpp_extension takes."""
-    return os.environ.get("CXX", "c++")
+def compiler() -> list[str]:
+    """The C++ compiler that cpp_extension takes, with its own words such as ccache."""
+    return shlex.split(os.environ.get("CXX") or "c++")
 
 
 def cuda_home() -> str:
@@ -166,24 +181,32 @@ def cuda_home() -> str:
 
     Raises RuntimeError where there is none, or one of another major version than PyTorch's.
     """
-    given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
-    nvcc = str(Path(given) / "bin" / "nvcc") if given else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    if not Path(nvcc).is_file():
-        raise RuntimeError(f"error: there is no CUDA compiler ({nvcc}): install the CUDA toolkit, or name it in CUDA_HOME")
-    told = run(nvcc, "--version")
-    version = re.search(r"release (\d+)\.", told)
+    if not Path(nvcc()).is_file():
+        raise RuntimeError(f"error: there is no CUDA compiler ({nvcc()}): install the CUDA toolkit, or name it in CUDA_HOME")
+    version = re.search(r"release (\d+)\.", run(nvcc(), "--version"))
     if version and torch.version.cuda and version[1] != torch.version.cuda.partition(".")[0]:
         raise RuntimeError(f"error: nvcc is of CUDA {version[1]}, but PyTorch was built for CUDA {torch.version.cuda}")
-    top = re.search(r"TOP=(.+)", run(nvcc, "--dryrun", "-x", "cu", os.devnull))
-    return str(Path(top[1].strip()).resolve()) if top else str(Path(nvcc).resolve().parent.parent)
+    top = re.search(r"TOP=(.+)", run(nvcc(), "--dryrun", "-x", "cu", os.devnull))
+    return str(Path(top[1].strip()).resolve()) if top else str(Path(nvcc()).resolve().parent.parent)
+
+
+def nvcc() -> str:
+    """Where the CUDA compiler should be."""
+    given = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    return str(Path(given) / "bin" / "nvcc") if given else shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+
+
+def folder(device: str) -> Path:
+    """Where the library of a device type is kept."""
+    return cache() / f"{device}-{digest(device)}"
 
 
 def digest(device: str) -> str:
     """Of all that a library depends on: torch, compilers, flags, sources, and the processor or the GPUs it is for."""
-    parts = [torch.__version__, str(flags(device)), compiler(), run(compiler(), "--version"), platform.machine()]
+    parts = [torch.__version__, str(flags(device)), str(compiler()), run(*compiler(), "--version"), platform.machine()]
     if device == "cuda":
         capabilities = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
-        parts += [run("nvcc", "--version"), str(capabilities), os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
+        parts += [run(nvcc(), "--version"), str(capabilities), os.environ.get("TORCH_CUDA_ARCH_LIST", "")]
     else:
         parts.append(processor())
     whole = hashlib.sha256("\0".join(parts).encode())
@@ -224,9 +247,9 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def report_earlier_failure(folder: Path, since: float) -> None:
+def report_earlier_failure(place: Path, since: float) -> None:
     """Raise what another process was told while this one waited, so that a failing build is tried once, not eight times."""
-    failed = folder / "failed.txt"
+    failed = place / "failed.txt"
     if failed.is_file() and failed.stat().st_mtime > since:
         raise RuntimeError(failed.read_text())
 
@@ -251,4 +274,8 @@ def register() -> None:
         value, locations, weights = torch.ops.dndetr.ms_deform_attn_backward(grad, *ctx.saved_tensors)
         return value, None, locations, weights
 
+    def refuse(ctx, *grads: Tensor) -> None:
+        raise NotImplementedError("ms_deform_attn has no second derivative")  # without this it would be 0
+
     torch.library.register_autograd("dndetr::ms_deform_attn", backward, setup_context=keep)
+    torch.library.register_autograd("dndetr::ms_deform_attn_backward", refuse)

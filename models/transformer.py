@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +17,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, blocked: Tensor | None =
     `blocked` is bool, True = may not attend, and broadcasts to (B, W, S).
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    mask = None if blocked is None else ~blocked[:, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+        found = attend_step_by_step(q, k, v, blocked)
+    else:
+        mask = None if blocked is None else ~blocked[:, None]
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return found.transpose(1, 2).flatten(-2)
+
+
+def attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
+    """The same with the weights in memory, (B, heads, S, D) a tensor: training in bf16 on a CPU, where the fused kernel's
+    gradient takes 3 to 10 times as long.
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if blocked is not None:
+        scores = scores.masked_fill(blocked[:, None], -math.inf)
+    return scores.softmax(-1) @ v
 
 
 class Attention(nn.Module):
@@ -38,7 +55,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float, activation: type[nn.Module]):
         super().__init__()
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.activation = activation()
+        self.activation = activation(inplace=True) if activation is nn.ReLU else activation()  # no second large tensor
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
 

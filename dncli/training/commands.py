@@ -12,13 +12,13 @@ from dncli.presets import leaves, validated
 from dncli.settings import Place, Setting, merge, parse_override
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, load_checkpoint
-from dncli.training.evaluate import evaluate
+from dncli.training.evaluate import counter_class, evaluate
 from dncli.training.prepare import categories_of, load_detector, load_validation
 from dncli.training.report import Report, coco_table
 from dncli.training.run import replace_text
 from models.matcher import Matcher
 
-OPEN = ("data.", "eval.", "train.device")  # settings of a checkpoint that an evaluation may change
+OPEN = ("data.", "eval.", "train.device", "op")  # settings of a checkpoint that an evaluation may change
 
 
 def evaluate_command(
@@ -26,13 +26,14 @@ def evaluate_command(
 ) -> dict[str, float | None]:
     """Print COCO's 12 numbers of a run (its best epoch) or a checkpoint file, and write them to `json_path`.
 
-    Settings and categories are those of the checkpoint; `overrides` may change data.*, eval.* and train.device, for
+    Settings and categories are those of the checkpoint; `overrides` may change data.*, eval.*, train.device and op, for
     instance data.root. Returns the numbers (nothing in processes but the main one). Raises UserError.
     """
     checkpoint = load_checkpoint(ckpt)
     config = settings_of(checkpoint, overrides, ckpt)
+    counter_class(config.eval.counter)  # must be installed
     with distributed.processes(config.train.device) as device:
-        model = load_detector(checkpoint, config, ckpt).to(device)
+        model = load_detector(checkpoint, config, ckpt, device)
         validation = load_validation(config, categories_of(checkpoint))
         report = Report()
         evaluation = evaluate(
@@ -42,6 +43,7 @@ def evaluate_command(
             checkpoint.category_ids,
             Matcher(config.match),
             top=config.eval.top,
+            counter=config.eval.counter,
             device=device,
         )
     if evaluation is None:
@@ -66,7 +68,7 @@ def settings_of(checkpoint: Checkpoint, overrides: Sequence[str], source: str | 
     fixed = [key for key, setting in settings.items() if setting.place.layer == 2 and not key.startswith(OPEN)]
     if fixed:
         raise UserError(
-            f"{', '.join(fixed)}: fixed by the checkpoint; an evaluation may change data.*, eval.* and train.device only"
+            f"{', '.join(fixed)}: fixed by the checkpoint; an evaluation may change data.*, eval.*, train.device and op only"
         )
     return config
 

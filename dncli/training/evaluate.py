@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from dncli.analysis import Matches
+from dncli.console import UserError
 from dncli.data.coco import Split
 from dncli.training import distributed
 from models.boxes import cxcywh_to_xyxy
@@ -63,11 +65,12 @@ def evaluate(
     matcher: Matcher,
     *,
     top: int,
+    counter: str,
     device: torch.device,
 ) -> Evaluation | None:
     """Evaluate on this process's share of the images. The main process counts; the others get None.
 
-    `truth` holds the annotations of all images, `category_ids` the category of each class.
+    `truth` holds the annotations of all images, `category_ids` the category of each class; `counter` is eval.counter.
     The model computes in fp32, whatever it was trained in, so that a checkpoint gives the same numbers everywhere.
     """
     model.eval()
@@ -83,7 +86,7 @@ def evaluate(
     detections = coco_results(findings, category_ids)
     distances = np.concatenate([finding.distances for finding in findings])
     return Evaluation(
-        metrics=coco_metrics(truth, detections),
+        metrics=coco_metrics(truth, detections, counter),
         detections=detections,
         matches=Matches(np.array([f.image_id for f in findings]), np.stack([f.matched for f in findings])),
         anchor_distance=float(distances.mean()) if len(distances) else None,
@@ -122,29 +125,51 @@ def examine(output: Output, targets: Sequence[Target], matcher: Matcher, top: in
 def coco_results(findings: Iterable[Finding], category_ids: Sequence[int]) -> list[dict[str, Any]]:
     """COCO's result format: boxes x, y, width, height, and the category ids of the annotations."""
     results = []
-    for finding in findings:
-        boxes = finding.boxes.astype(np.float64)
-        boxes[:, 2:] -= boxes[:, :2]
-        scores = finding.scores.astype(np.float64).round(6)
-        results += [
-            {"image_id": finding.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-            for box, label, score in zip(boxes.round(3).tolist(), finding.labels.tolist(), scores.tolist(), strict=True)
-        ]
+    with no_garbage_collection():
+        for finding in findings:
+            boxes = finding.boxes.astype(np.float64)
+            boxes[:, 2:] -= boxes[:, :2]
+            scores = finding.scores.astype(np.float64).round(6)
+            results += [
+                {"image_id": finding.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+                for box, label, score in zip(boxes.round(3).tolist(), finding.labels.tolist(), scores.tolist(), strict=True)
+            ]
     return results
 
 
-def coco_metrics(truth: COCO, detections: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    """COCO's 12 numbers by pycocotools; crowd boxes are neither found nor missed."""
-    found = [
-        {**detection, "id": i, "area": detection["bbox"][2] * detection["bbox"][3], "iscrowd": 0}
-        for i, detection in enumerate(detections, start=1)
-    ]
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, index({**truth.dataset, "annotations": found}), "bbox")
+def coco_metrics(truth: COCO, detections: Iterable[dict[str, Any]], counter: str = "pycocotools") -> dict[str, float | None]:
+    """COCO's 12 numbers; crowd boxes are neither found nor missed."""
+    with no_garbage_collection(), contextlib.redirect_stdout(io.StringIO()):
+        found = [
+            {**detection, "id": i, "area": detection["bbox"][2] * detection["bbox"][3]}
+            for i, detection in enumerate(detections, start=1)
+        ]
+        evaluation = counter_class(counter)(truth, index({**truth.dataset, "annotations": found}), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return {name: None if value < 0 else float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
+
+
+def counter_class(counter: str) -> type:
+    """The COCOeval of the package that eval.counter names. Raises UserError where it is not installed."""
+    if counter == "pycocotools":
+        return COCOeval
+    try:
+        from faster_coco_eval import COCOeval_faster
+    except ImportError as error:
+        raise UserError("eval.counter=faster_coco_eval needs its package: pip install 'dndetr[fast]'") from error
+    return COCOeval_faster
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Python otherwise searches a million new dicts again and again for cycles, and there are none."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def ground_truth(split: Split) -> COCO:

@@ -19,7 +19,7 @@ from dncli.presets import Resolved, leaves, to_tree
 from dncli.tasks import Detection, Task
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint, save_checkpoint
-from dncli.training.evaluate import METRICS, Evaluation, evaluate
+from dncli.training.evaluate import METRICS, Evaluation, counter_class, evaluate
 from dncli.training.learner import Learner, check_precision
 from dncli.training.pictures import draw_samples
 from dncli.training.prepare import Data, begin, build_model, load_data
@@ -27,7 +27,8 @@ from dncli.training.report import Report, Waiting, ending, epoch_line, memory, p
 from dncli.training.run import Run, check_free, create_run, reopen_run, replace_text
 from models.matcher import Matcher
 
-FREE_ON_RESUME = ("train.epochs", "train.device", "data.workers")  # what may differ from the checkpoint's settings
+FREE_ON_RESUME = ("train.epochs", "train.device", "data.workers", "eval.counter", "op")  # what may differ from the checkpoint
+STATUS_SECONDS = 0.5  # between looks at the losses, for which a GPU must be waited for
 CHECKPOINTS_AT_ONCE = 3  # last, best, and the one being written
 
 
@@ -49,6 +50,7 @@ def train(
     config = resolved.config
     with distributed.processes(config.train.device) as device:
         check_precision(config.train, device)
+        counter_class(config.eval.counter)  # must be installed
         checkpoint = load_checkpoint(resume, prefer="last.pt") if resume else None
         if checkpoint is None:
             check_free(Path(out), overwrite=overwrite)
@@ -56,7 +58,7 @@ def train(
             check_resumable(resume, checkpoint, config)
         data = load_data(config)
         torch.manual_seed(config.train.seed)
-        model = build_model(config, data.categories)
+        model = build_model(config, data.categories, device)
         if checkpoint is None:
             weights = begin(model, config, data.categories, init_from)
         else:
@@ -96,6 +98,7 @@ def loop(config: Config, data: Data, learner: Learner, run: Run, report: Report,
                 data.categories.ids,
                 matcher,
                 top=config.eval.top,
+                counter=config.eval.counter,
                 device=learner.device,
             )
         if distributed.is_main():
@@ -111,20 +114,23 @@ def loop(config: Config, data: Data, learner: Learner, run: Run, report: Report,
 
 
 def train_epoch(learner: Learner, batches: TrainLoader, task: Task, report: Report, title: str) -> dict[str, float]:
-    """One pass over the training images; returns every loss, averaged over steps and processes."""
+    """One pass over the training images; returns every loss, averaged over steps and processes, and `data_wait`, the share
+    of this process's time that went into waiting for images."""
     learner.model.train()
-    waiting, total = Waiting(batches), None
+    waiting, total, shown = Waiting(batches), None, 0.0
     with report.progress() as progress:
         bar = progress.add_task(title, total=len(batches), status="")
         for parts in waiting:
             losses = learner.step(parts, task)
             values = torch.stack(list(losses.values()))
             total = values if total is None else total + values
-            if not progress.disable:
-                progress.update(bar, advance=1, status=status(losses, learner, waiting))
+            progress.advance(bar)
+            if not progress.disable and time.perf_counter() - shown > STATUS_SECONDS:
+                progress.update(bar, status=status(losses, learner, waiting))
+                shown = time.perf_counter()
     mean = distributed.all_mean(total / len(batches)).tolist()
     distributed.share_buffers(learner.evaluated)
-    return dict(zip(losses, mean, strict=True))
+    return {**dict(zip(losses, mean, strict=True)), "data_wait": round(waiting.share, 4)}
 
 
 def keep(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from pycocotools.coco import COCO
 from torch import nn
 
@@ -17,7 +18,9 @@ from dncli.data.loader import Batches, DetectionDataset, TrainLoader, eval_loade
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, for_classes, load_checkpoint, load_weights
 from dncli.training.evaluate import ground_truth
+from models import native
 from models.backbone import WeightsError, load_pretrained
+from models.deformable import DeformableAttention
 from models.hosts import build_detector
 
 
@@ -75,12 +78,16 @@ def load_validation(config: Config, categories: Categories, root: Path | None = 
     return Validation(split, batches)
 
 
-def build_model(config: Config, categories: Categories) -> nn.Module:
-    """The configured detector with random weights."""
+def build_model(config: Config, categories: Categories, device: torch.device) -> nn.Module:
+    """The configured detector with random weights, on the CPU still; the operator that it needs on `device` is at hand."""
+    native.choose(config.op)
     try:
-        return build_detector(config.host, config.backbone, len(categories))
-    except WeightsError as error:
+        model = build_detector(config.host, config.backbone, len(categories))
+        if any(isinstance(module, DeformableAttention) for module in model.modules()):
+            native.ready(device.type)
+    except (WeightsError, native.OperatorError) as error:
         raise UserError(str(error)) from error
+    return model
 
 
 def begin(model: nn.Module, config: Config, categories: Categories, init_from: str | Path | None) -> str:
@@ -106,11 +113,11 @@ def fetch_weights(model: nn.Module, config: Config) -> None:
         raise UserError(str(error)) from error
 
 
-def load_detector(checkpoint: Checkpoint, config: Config, source: str | Path) -> nn.Module:
-    """The detector of a checkpoint, ready to predict."""
-    model = build_model(config, categories_of(checkpoint))
+def load_detector(checkpoint: Checkpoint, config: Config, source: str | Path, device: torch.device) -> nn.Module:
+    """The detector of a checkpoint, ready to predict on `device`."""
+    model = build_model(config, categories_of(checkpoint), device)
     load_weights(model, checkpoint.weights, source)
-    return model.eval()
+    return model.to(device).eval()
 
 
 def categories_of(checkpoint: Checkpoint) -> Categories:

@@ -18,6 +18,8 @@ from dncli.console import console
 from dncli.data.coco import Split
 from dncli.training import distributed
 from dncli.training.prepare import Data, shorten
+from models import native
+from models.deformable import DeformableAttention
 
 T = TypeVar("T")
 
@@ -113,11 +115,19 @@ def plan(config: Config, data: Data, model: nn.Module, weights: str, device: tor
         ("validation images", counts(data.validation.split)),
         ("objects", f"at most {most} an image, {queries} queries" + (MORE_OBJECTS if most > queries else "")),
         ("denoising", denoising(config, data.train.most_objects)),
+        *operator_row(model, device),
         ("parameters", f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"),
         ("weights", weights),
         ("run folder", str(out)),
     ]
     return "\n".join([f"dndetr train: {config.host.name}", *(f"  {name:<19}{value}" for name, value in rows)])
+
+
+def operator_row(model: nn.Module, device: torch.device) -> list[tuple[str, str]]:
+    """How deformable attention is computed, where there is any."""
+    if not any(isinstance(module, DeformableAttention) for module in model.modules()):
+        return []
+    return [("sampling", "native operator" if native.ready(device.type) else "PyTorch's grid_sample")]
 
 
 def batch(images: int, world: int, accumulate: int) -> str:
@@ -159,11 +169,16 @@ def ending(records: Sequence[dict[str, Any]], out: Path) -> str:
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
-    """`epoch 3/12  loss 9.41  dn 3.05  AP 0.312  AP50 0.501  IS 3.42  41 s`, without what was not measured."""
+    """`epoch 3/12  loss 9.41  dn 3.05  AP 0.312  AP50 0.501  IS 3.42  41 s`, without what was not measured.
+
+    Waiting for data is told where it took a twentieth of the time or more: data.workers is too low, or the disk too slow.
+    """
     parts = [f"epoch {record['epoch']}/{epochs}", f"loss {record['loss']:.3f}"]
     for key, label, digits in (("dn_loss", "dn", 3), ("ap", "AP", 3), ("ap50", "AP50", 3), ("instability", "IS", 2)):
         if record.get(key) is not None:
             parts.append(f"{label} {record[key]:.{digits}f}")
+    if record.get("data_wait", 0) >= 0.05:
+        parts.append(f"waited for data {record['data_wait']:.0%}")
     return "  ".join([*parts, f"{record['seconds']:.0f} s"])
 
 

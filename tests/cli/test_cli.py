@@ -224,6 +224,14 @@ def test_a_number_out_of_its_range_is_a_mistake(main):
     assert done.err.startswith("dndetr predict: Invalid value for '--threshold': ")
 
 
+def test_a_counter_that_is_not_installed_is_a_mistake(main, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    done = main("train", "eval.counter=faster_coco_eval", "data.root=nowhere")
+    sentence = "eval.counter=faster_coco_eval needs its package: pip install 'dndetr[fast]'"
+    assert (done.code, done.out, done.err) == (2, "", f"{sentence}\n")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("size", ["0", "-4"])
 def test_shapes_of_no_size_are_a_mistake(main, size, tmp_path):
     done = main("data", "shapes", "--out", "x", "--size", size)

