@@ -58,15 +58,17 @@ class Losses(NamedTuple):
 
 
 class Criterion:
-    """`criterion(output, wanted, objects)`: `objects` of the whole step, averaged over processes."""
+    """`criterion(output, wanted, objects)`: `objects` of the whole step, averaged over processes; a tensor of no dimension
+    may stay where it is, so that no GPU is waited for.
+    """
 
     def __init__(self, config: LossConfig, matcher: Matcher):
         self.config = config
         self.matcher = matcher
 
-    def __call__(self, output: Output, wanted: Wanted, objects: float) -> Losses:
+    def __call__(self, output: Output, wanted: Wanted, objects: float | Tensor) -> Losses:
         denoising, matching = output.split()
-        objects = max(objects, 1.0)
+        objects = torch.as_tensor(objects).clamp(min=1.0)
         matched = self.matcher(matching.logits, matching.boxes, wanted.targets)
         parts = self.part(matching, matched, wanted.targets, objects, background=True)
         total = share = self.weigh(parts)
@@ -81,7 +83,7 @@ class Criterion:
         return Losses(total, share.detach(), reconstruction.detach(), named)
 
     def part(
-        self, output: Output, assigned: list[Assignment], targets: Sequence[Target], objects: float, background: bool
+        self, output: Output, assigned: list[Assignment], targets: Sequence[Target], objects: Tensor, background: bool
     ) -> dict[str, Tensor]:
         """cls, box and giou of every layer (L,). With `background` unassigned queries are taught to see nothing."""
         where, object_ = flatten(assigned, targets)

@@ -45,7 +45,8 @@ class Matcher:
         if not sum(counts):
             none = torch.zeros(0, dtype=torch.long, device=boxes.device)
             return [Assignment(none, none, none)] * len(boxes)
-        cost = self.cost(logits.float(), boxes.float(), targets).cpu().numpy()  # L B N M
+        cost = self.cost(logits.float(), boxes.float(), targets).cpu().numpy()  # L B N M, the one copy to the host
+        check_finite(cost, targets)
         pairs = np.stack([solve(layer, counts) for layer in cost])  # L 3 A
         return [Assignment(*layer) for layer in torch.as_tensor(pairs).to(boxes.device)]
 
@@ -57,13 +58,14 @@ class Matcher:
         cls = focal_cost(asked)
         box = torch.cdist(boxes, wanted[:, 0].expand(len(boxes), -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(wanted))
-        cost = self.config.cls * cls + self.config.box * box - self.config.giou * giou
-        if not cost.isfinite().all():
-            layer, image = (~cost.isfinite()).flatten(2).any(2).nonzero()[0].tolist()
-            raise FloatingPointError(
-                f"a prediction of decoder layer {layer} for image {targets[image].image_id} is not finite"
-            )
-        return cost
+        return self.config.cls * cls + self.config.box * box - self.config.giou * giou
+
+
+def check_finite(cost: np.ndarray, targets: Sequence[Target]) -> None:
+    """Raise FloatingPointError for the first layer and image (L, B, N, M) whose predictions are not finite."""
+    if not np.isfinite(cost).all():
+        layer, image = np.argwhere(~np.isfinite(cost))[0, :2]
+        raise FloatingPointError(f"a prediction of decoder layer {layer} for image {targets[image].image_id} is not finite")
 
 
 def solve(cost: np.ndarray, counts: list[int]) -> np.ndarray:

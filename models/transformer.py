@@ -17,7 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, blocked: Tensor | None =
     `blocked` is bool, True = may not attend, and broadcasts to (B, W, S).
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
+    if q.device.type == "cpu" and slow_when_fused(q, v):
         found = attend_step_by_step(q, k, v, blocked)
     else:
         mask = None if blocked is None else ~blocked[:, None]
@@ -25,10 +25,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, blocked: Tensor | None =
     return found.transpose(1, 2).flatten(-2)
 
 
-def attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
-    """The same with the weights in memory, (B, heads, S, D) a tensor: training in bf16 on a CPU, where the fused kernel's
-    gradient takes 3 to 10 times as long.
+def slow_when_fused(q: Tensor, v: Tensor) -> bool:
+    """Where PyTorch's fused attention loses on a CPU: its gradient in bf16 takes 3 to 10 times as long, and for values of
+    another width than the queries there is none, only the same steps done less well.
     """
+    return (q.dtype == torch.bfloat16 and torch.is_grad_enabled()) or q.shape[-1] != v.shape[-1]
+
+
+def attend_step_by_step(q: Tensor, k: Tensor, v: Tensor, blocked: Tensor | None) -> Tensor:
+    """The same from single operations, on tensors (B, heads, ., .)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if blocked is not None:
         scores = scores.masked_fill(blocked[:, None], -math.inf)

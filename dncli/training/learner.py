@@ -61,7 +61,7 @@ class Learner:
         seed_step(self.config.seed, self.step_count)
         set_rate(self.optimizer, rate_factor(self.step_count, self.steps_per_epoch, self.config))
         count = sum(len(target.labels) for _, targets in parts for target in targets)
-        objects = distributed.all_mean(torch.tensor(float(count), device=self.device)).item()
+        objects = distributed.all_mean(torch.tensor(float(count), device=self.device))
         losses = []
         for i, (images, targets) in enumerate(parts):
             last = i == len(parts) - 1
@@ -71,7 +71,7 @@ class Learner:
         self.update(total, [target.image_id for _, targets in parts for target in targets])
         return total
 
-    def backward(self, images: Images, targets: list[Target], task: Task, objects: float) -> dict[str, Tensor]:
+    def backward(self, images: Images, targets: list[Target], task: Task, objects: Tensor) -> dict[str, Tensor]:
         images = images.to(self.device, non_blocking=True)
         targets = [target.to(self.device, non_blocking=True) for target in targets]
         known, wanted = task(targets)
