@@ -86,6 +86,7 @@ class EvalConfig:
 
     batch_size: int = 8
     top: int = 300  # detections kept of an image, over queries x classes, as in DN-DETR
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp32: a checkpoint has one AP, whatever it was trained in
     every: int = 1  # epochs between evaluations; the last epoch is always evaluated
     counter: Literal["pycocotools", "faster_coco_eval"] = "pycocotools"  # the same numbers; the second is several times faster
 

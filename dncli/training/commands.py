@@ -13,6 +13,7 @@ from dncli.settings import Place, Setting, merge, parse_override
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, load_checkpoint
 from dncli.training.evaluate import counter_class, evaluate
+from dncli.training.precision import check_precision
 from dncli.training.prepare import categories_of, load_detector, load_validation
 from dncli.training.report import Report, coco_table
 from dncli.training.run import replace_text
@@ -33,6 +34,7 @@ def evaluate_command(
     config = settings_of(checkpoint, overrides, ckpt)
     counter_class(config.eval.counter)  # must be installed
     with distributed.processes(config.train.device) as device:
+        check_precision(config, device)
         model = load_detector(checkpoint, config, ckpt, device)
         validation = load_validation(config, categories_of(checkpoint))
         report = Report()
@@ -44,6 +46,7 @@ def evaluate_command(
             Matcher(config.match),
             top=config.eval.top,
             counter=config.eval.counter,
+            precision=config.eval.precision,
             device=device,
         )
     if evaluation is None:

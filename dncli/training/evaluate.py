@@ -20,6 +20,7 @@ from dncli.analysis import Matches
 from dncli.console import UserError
 from dncli.data.coco import Split
 from dncli.training import distributed
+from dncli.training.precision import autocast, in_fp32
 from models.boxes import cxcywh_to_xyxy
 from models.matcher import Matcher
 from models.structures import Images, Output, Target
@@ -66,17 +67,20 @@ def evaluate(
     *,
     top: int,
     counter: str,
+    precision: str,
     device: torch.device,
 ) -> Evaluation | None:
     """Evaluate on this process's share of the images. The main process counts; the others get None.
 
     `truth` holds the annotations of all images, `category_ids` the category of each class; `counter` is eval.counter.
-    The model computes in fp32, whatever it was trained in, so that a checkpoint gives the same numbers everywhere.
+    `precision`, eval.precision, does not follow the training's: in fp32 a checkpoint gives the same numbers everywhere.
     """
     model.eval()
     findings = []
     for images, targets in batches:
-        _, output = model(images.to(device, non_blocking=True)).split()
+        with autocast(precision, device):
+            output = model(images.to(device, non_blocking=True))
+        _, output = in_fp32(output).split()
         targets = [target.to(device) for target in targets]
         findings += examine(output, targets, matcher, top)
     everyone = {finding.image_id: finding for share in distributed.gather(findings) for finding in share}

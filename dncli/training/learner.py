@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,16 +11,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from dncli.config import Config, TrainConfig
+from dncli.config import Config
 from dncli.console import UserError
 from dncli.data.loader import Part
 from dncli.tasks import Task
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint
 from dncli.training.optim import build_optimizer, rate_factor, set_rate
+from dncli.training.precision import autocast, check_precision, in_fp32
 from models.criterion import Criterion, Losses
 from models.matcher import Matcher
-from models.structures import Images, Output, Target
+from models.structures import Images, Target
 
 REMEDY = "try a lower train.lr, more train.warmup_steps or train.precision=fp32"
 
@@ -34,7 +34,7 @@ class Learner:
     """
 
     def __init__(self, config: Config, model: nn.Module, device: torch.device, steps_per_epoch: int):
-        check_precision(config.train, device)
+        check_precision(config, device)
         self.config, self.device, self.steps_per_epoch, self.step_count = config.train, device, steps_per_epoch, 0
         self.model = model.to(device)
         self.optimizer = build_optimizer(self.model, config.train)
@@ -147,23 +147,6 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
     if distributed.world() == 1:
         return model
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-
-
-def check_precision(config: TrainConfig, device: torch.device) -> None:
-    if config.precision == "fp16" and device.type != "cuda":
-        raise UserError(
-            f"train.precision: fp16 needs CUDA, and this run is on {device.type}; use train.precision=fp32 or bf16"
-        )
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
-
-
-def in_fp32(output: Output) -> Output:
-    """Matching and losses are computed in fp32 whatever the model's precision."""
-    return replace(output, logits=output.logits.float(), boxes=output.boxes.float(), anchors=output.anchors.float())
 
 
 def by_name(losses: Losses) -> dict[str, Tensor]:

@@ -20,8 +20,9 @@ from dncli.tasks import Detection, Task
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint, save_checkpoint
 from dncli.training.evaluate import METRICS, Evaluation, counter_class, evaluate
-from dncli.training.learner import Learner, check_precision
+from dncli.training.learner import Learner
 from dncli.training.pictures import draw_samples
+from dncli.training.precision import check_precision
 from dncli.training.prepare import Data, begin, build_model, load_data
 from dncli.training.report import Report, Waiting, ending, epoch_line, memory, plan
 from dncli.training.run import Run, check_free, create_run, reopen_run, replace_text
@@ -49,7 +50,7 @@ def train(
     """
     config = resolved.config
     with distributed.processes(config.train.device) as device:
-        check_precision(config.train, device)
+        check_precision(config, device)
         counter_class(config.eval.counter)  # must be installed
         checkpoint = load_checkpoint(resume, prefer="last.pt") if resume else None
         if checkpoint is None:
@@ -99,6 +100,7 @@ def loop(config: Config, data: Data, learner: Learner, run: Run, report: Report,
                 matcher,
                 top=config.eval.top,
                 counter=config.eval.counter,
+                precision=config.eval.precision,
                 device=learner.device,
             )
         if distributed.is_main():

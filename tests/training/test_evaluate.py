@@ -54,8 +54,8 @@ def batches(targets: list[Target], size: int = 3):
         yield Images(torch.zeros(len(part), 3, 8, 8), torch.zeros(len(part), 8, 8, dtype=torch.bool)), part
 
 
-def run(split, model, targets):
-    options = dict(top=6, counter="pycocotools", device=torch.device("cpu"))
+def run(split, model, targets, precision="fp32"):
+    options = dict(top=6, counter="pycocotools", precision=precision, device=torch.device("cpu"))
     return evaluate(model, batches(targets), ground_truth(split), split.categories.ids, Matcher(MatchConfig()), **options)
 
 
@@ -81,6 +81,20 @@ def test_matches_are_the_objects_of_the_queries(split):
     for row, target in zip(found.matches.matched, targets, strict=True):
         assert sorted(row[row >= 0].tolist()) == list(range(len(target.labels)))
     assert found.anchor_distance == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_model_computes_in_the_precision_of_the_settings_and_detections_are_fp32(split, precision, dtype):
+    targets, seen = targets_of(split), []
+
+    class Halves(Perfect):
+        def forward(self, images: Images) -> Output:
+            found = super().forward(images)
+            seen.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+            return output(found.logits[0].to(dtype), found.boxes[0])
+
+    assert run(split, Halves(targets), targets, precision).metrics["ap"] == pytest.approx(1.0)
+    assert set(seen) == {dtype}
 
 
 def test_swapped_categories_find_nothing(split):

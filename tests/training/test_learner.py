@@ -1,6 +1,7 @@
 """One step: parts of a batch add up to the whole, and what cannot be computed changes nothing."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from dncli.console import UserError
 from dncli.tasks import Detection
 from dncli.training.learner import Learner
+from dncli.training.precision import check_precision
 from models.denoising.noise import NoiseConfig
 from models.structures import Images
 from tests.training.tiny import CLASSES, batch, frozen_statistics, halves, tiny_config, tiny_model
@@ -120,8 +122,11 @@ def test_averaged_weights_follow_slowly():
 
 
 def test_fp16_needs_cuda():
-    with pytest.raises(UserError, match="fp16 needs CUDA"):
+    with pytest.raises(UserError, match="train.precision: fp16 needs CUDA"):
         learner(precision="fp16")
+    config = tiny_config()
+    with pytest.raises(UserError, match="eval.precision: fp16 needs CUDA"):
+        check_precision(replace(config, eval=replace(config.eval, precision="fp16")), torch.device("cpu"))
 
 
 def test_bf16_computes_the_losses_in_fp32():

@@ -1,0 +1,31 @@
+"""What is computed in bf16 or fp16, and what always in fp32."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from dncli.config import Config
+from dncli.console import UserError
+from models.structures import Output
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The model's own computations. Anchors, boxes and what divides by their sizes are fp32 within the model."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def in_fp32(output: Output) -> Output:
+    """Matching, losses and detections are computed in fp32 whatever the model's precision."""
+    return replace(output, logits=output.logits.float(), boxes=output.boxes.float(), anchors=output.anchors.float())
+
+
+def check_precision(config: Config, device: torch.device) -> None:
+    """Raise UserError where the device cannot compute in fp16."""
+    for block, precision in (("train", config.train.precision), ("eval", config.eval.precision)):
+        if precision == "fp16" and device.type != "cuda":
+            raise UserError(
+                f"{block}.precision: fp16 needs CUDA, and this run is on {device.type}; use {block}.precision=fp32 or bf16"
+            )
