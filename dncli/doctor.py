@@ -23,7 +23,7 @@ def doctor(op: native.Choice) -> str:
         row("torch", f"{torch.__version__}, torchvision {package_version('torchvision')}"),
         row("processor", f"{processor_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"),
         *(row(f"GPU {i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())),
-        row("C++ compiler", native.run(*compiler, "--version").partition("\n")[0] or f"none ({compiler[0]})"),
+        row("C++ compiler", native.run(compiler, "--version").partition("\n")[0] or f"none ({compiler})"),
     ]
     if torch.cuda.is_available():
         lines.append(row("CUDA toolkit", toolkit()))

@@ -9,7 +9,6 @@ import logging
 import os
 import platform
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -109,8 +108,8 @@ def whole(library: Path) -> bool:
 
 def build(device: str, library: Path) -> None:
     """Compile in a folder of its own; the finished library appears whole or not at all."""
-    if shutil.which(compiler()[0]) is None:
-        raise RuntimeError(f"error: there is no C++ compiler ({compiler()[0]}): install one, or name it in CXX")
+    if shutil.which(compiler()) is None:
+        raise RuntimeError(f"error: there is no C++ compiler ({compiler()}): install one, or name it in CXX")
     logger.info(f"building the deformable-attention operator for {device}: once, about {SECONDS[device]} s")
     began = time.perf_counter()
     for left_behind in library.parent.glob("build-*"):  # by a builder that was killed; the lock is ours
@@ -171,9 +170,9 @@ def extension_tools(device: str) -> Iterator[ModuleType]:
         os.environ["PATH"], cpp_extension.CUDA_HOME = before, home
 
 
-def compiler() -> list[str]:
-    """The C++ compiler that cpp_extension takes, with its own words such as ccache."""
-    return shlex.split(os.environ.get("CXX") or "c++")
+def compiler() -> str:
+    """The C++ compiler that cpp_extension takes: one word."""
+    return os.environ.get("CXX") or "c++"
 
 
 def cuda_home() -> str:
@@ -203,7 +202,7 @@ def folder(device: str) -> Path:
 
 def digest(device: str) -> str:
     """Of all that a library depends on: torch, compilers, flags, sources, and the processor or the GPUs it is for."""
-    parts = [torch.__version__, str(flags(device)), str(compiler()), run(*compiler(), "--version"), platform.machine()]
+    parts = [torch.__version__, str(flags(device)), compiler(), run(compiler(), "--version"), platform.machine()]
     if device == "cuda":
         capabilities = sorted({torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())})
         parts += [run(nvcc(), "--version"), str(capabilities), os.environ.get("TORCH_CUDA_ARCH_LIST", "")]

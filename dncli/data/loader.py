@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -147,6 +148,7 @@ class Batches:
             collate_fn=collate_guarded,
             num_workers=workers,
             persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),  # so that copies to a GPU run beside its work
             worker_init_fn=leave_interrupts,
         )
 
@@ -156,7 +158,7 @@ class Batches:
     def __iter__(self) -> Iterator[Part]:
         for batch in self.loader:
             if isinstance(batch, Refusal):
-                raise UserError(*batch)
+                raise UserError(*batch.lines)
             yield unpacked(batch)
 
 
@@ -165,8 +167,11 @@ def leave_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class Refusal(tuple[str, ...]):
+@dataclass(frozen=True)
+class Refusal:
     """The lines of a UserError on its way from a worker; as an exception it would arrive wrapped in a traceback."""
+
+    lines: tuple[str, ...]
 
 
 class Guarded(Dataset):
@@ -184,7 +189,7 @@ class Guarded(Dataset):
 
 
 def collate_guarded(samples: Sequence[Sample | Refusal]) -> Packed | Refusal:
-    lines = tuple(line for sample in samples if isinstance(sample, Refusal) for line in sample)
+    lines = tuple(line for sample in samples if isinstance(sample, Refusal) for line in sample.lines)
     return Refusal(lines) if lines else packed(collate(samples))
 
 
@@ -207,4 +212,5 @@ def packed(part: Part) -> Packed:
 def unpacked(batch: Packed) -> Part:
     counts = [count for count, _, _ in batch.images]
     objects = zip(batch.labels.split(counts), batch.boxes.split(counts), batch.images, strict=True)
-    return Images(batch.pixels, batch.padding), [Target(labels, boxes, i, size) for labels, boxes, (_, i, size) in objects]
+    targets = [Target(labels, boxes, i, tuple(size)) for labels, boxes, (_, i, size) in objects]  # older PyTorch pins lists
+    return Images(batch.pixels, batch.padding), targets

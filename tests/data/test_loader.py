@@ -1,12 +1,13 @@
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from dncli.config import DataConfig
 from dncli.console import UserError
 from dncli.data.coco import load_split
-from dncli.data.loader import DetectionDataset, collate, eval_loader, train_loader
-from models.structures import Target
+from dncli.data.loader import DetectionDataset, Refusal, collate, eval_loader, packed, train_loader, unpacked
+from models.structures import Images, Target
 from tests.data.coco_files import image, item, write_split
 
 CONFIG = DataConfig(sizes=(48, 64), eval_size=64, max_size=96, vertical_flip=0.5)
@@ -152,3 +153,18 @@ def test_real_data(real, name):
         assert view.shape[0] == 3 and max(view.shape) <= 256 and torch.isfinite(view).all()
         assert len(target.labels) == len(target.boxes)
         assert (target.boxes >= 0).all() and (target.boxes <= 1 + 1e-6).all() and (target.boxes[:, 2:] > 0).all()
+
+
+def test_batches_survive_the_way_into_pinned_memory(monkeypatch):
+    """Where there is a GPU, DataLoader rebuilds what workers send."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: tensor.clone())
+    images = Images(torch.rand(2, 3, 4, 4), None)
+    targets = [
+        Target(torch.tensor([1]), torch.rand(1, 4), 7, (4, 3)),
+        Target(torch.tensor([], dtype=int), torch.rand(0, 4), 9),
+    ]
+    pinned_images, pinned = unpacked(pin_memory(packed((images, targets))))
+    torch.testing.assert_close(pinned_images.pixels, images.pixels)
+    assert pinned_images.padding is None
+    assert [(t.image_id, t.size, t.labels.tolist()) for t in pinned] == [(7, (4, 3), [1]), (9, (0, 0), [])]
+    assert pin_memory(Refusal(("a.json: broken",))) == Refusal(("a.json: broken",))
