@@ -15,15 +15,22 @@ def generalized_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
 
     `eps` joins both divisors, as in DN-DETR and DINO, so that two empty boxes give a number.
     """
-    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    ax0, ay0, ax1, ay1 = a.unbind(-1)  # number by number: loops over the last two or four are slow
+    bx0, by0, bx1, by1 = b.unbind(-1)
+    shared_x = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
+    shared_y = torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
+    overlap = shared_x.clamp(min=0) * shared_y.clamp(min=0)
     union = area(a) + area(b) - overlap
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    hull_x = torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)
+    hull_y = torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
+    hull = hull_x.clamp(min=0) * hull_y.clamp(min=0)
     return overlap / (union + eps) - (hull - union) / (hull + eps)
 
 
 def area(boxes: Tensor) -> Tensor:
     """Area of corner boxes: (..., 4) to (...)."""
-    return (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return (x1 - x0) * (y1 - y0)
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:

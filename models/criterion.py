@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
+from torch.nn import functional as F
 
 from models.boxes import cxcywh_to_xyxy, generalized_iou
 from models.matcher import Matcher
@@ -90,21 +90,25 @@ class Criterion:
         labels = torch.cat([t.labels for t in targets])[object_]  # A
         boxes = torch.cat([t.boxes for t in targets])[object_].float()  # A 4
         logits, found = output.logits.float(), output.boxes.float()[where]
-        layers = len(logits)
+        layers, asked = len(logits), logits[(*where, labels)]  # A
+        # Every class of a query is background, but for the one of its object.
+        cls = by_layer(self.foreground(asked) - self.background(asked), where[0], layers)
         if background:
-            onehot = torch.zeros_like(logits)  # L B Q C
-            onehot[(*where, labels)] = 1
-            cls = self.focal(logits, onehot).flatten(1).sum(1)
+            cls = cls + self.background(logits).flatten(1).sum(1)
         else:
-            onehot = torch.nn.functional.one_hot(labels, logits.shape[-1]).to(logits)  # A C
-            cls = by_layer(self.focal(logits[where], onehot).sum(1), where[0], layers)
+            cls = cls + by_layer(self.background(logits[where]).sum(1), where[0], layers)
         l1 = (found - boxes).abs().sum(1)
         giou = 1 - generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(boxes))
         sums = {"cls": cls, "box": by_layer(l1, where[0], layers), "giou": by_layer(giou, where[0], layers)}
         return {key: value / objects for key, value in sums.items()}
 
-    def focal(self, logits: Tensor, onehot: Tensor) -> Tensor:
-        return sigmoid_focal_loss(logits, onehot, alpha=self.config.alpha, gamma=self.config.gamma)
+    def foreground(self, logits: Tensor) -> Tensor:
+        """The focal loss where there is an object of the class: -alpha (1 - p)^gamma log p."""
+        return self.config.alpha * (-logits).sigmoid() ** self.config.gamma * F.softplus(-logits)
+
+    def background(self, logits: Tensor) -> Tensor:
+        """The focal loss where there is none: -(1 - alpha) p^gamma log(1 - p)."""
+        return (1 - self.config.alpha) * logits.sigmoid() ** self.config.gamma * F.softplus(logits)
 
     def weigh(self, parts: dict[str, Tensor]) -> Tensor:
         return sum(getattr(self.config, key) * value.sum() for key, value in parts.items())

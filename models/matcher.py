@@ -58,7 +58,7 @@ class Matcher:
         cls = focal_cost(asked)
         box = torch.cdist(boxes, wanted[:, 0].expand(len(boxes), -1, -1, -1), p=1)
         giou = generalized_iou(cxcywh_to_xyxy(boxes)[..., None, :], cxcywh_to_xyxy(wanted))
-        return self.config.cls * cls + self.config.box * box - self.config.giou * giou
+        return (self.config.cls * cls).add_(box, alpha=self.config.box).sub_(giou, alpha=self.config.giou)
 
 
 def check_finite(cost: np.ndarray, targets: Sequence[Target]) -> None:
