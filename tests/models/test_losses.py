@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from models.criterion import Criterion, LossConfig, Wanted
+from models.criterion import Criterion, LossConfig, Wanted, softplus
 from models.denoising.layout import QueryLayout
 from models.matcher import MatchConfig, Matcher
 from models.structures import Output, Target
@@ -66,3 +67,11 @@ def test_without_objects_only_the_background_is_taught():
     losses = Criterion(LossConfig(), Matcher(MatchConfig()))(output(logits, boxes), Wanted([target()]), 0)
     losses.total.backward()
     assert (logits.grad > 0).all() and boxes.grad.eq(0).all()
+
+
+def test_softplus_is_pytorchs_with_its_gradient_also_where_a_logit_is_0_or_huge():
+    x = torch.cat((torch.linspace(-30, 30, 601), torch.tensor([0.0, -0.0, 1e-9, 120.0, -120.0, 3e38]))).requires_grad_()
+    torch.testing.assert_close(softplus(x), nn.functional.softplus(x), rtol=1e-6, atol=2e-7)
+    (ours,), (theirs,) = (torch.autograd.grad(f(x).sum(), x) for f in (softplus, nn.functional.softplus))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-7)
+    assert softplus(torch.tensor(float("nan"))).isnan()
