@@ -181,7 +181,7 @@ class FoldedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         learns = torch.is_grad_enabled() and self.weight.requires_grad
         weight, bias = self.fold() if learns or torch.compiler.is_compiling() else self.fold_once(x.device.type)
-        # With one thread PyTorch leaves 1 x 1 convolutions to a slower library, unless they are dilated, which changes nothing.
+        # With one thread PyTorch leaves 1 x 1 convolutions to a slower library unless they are dilated: no other result.
         dilation = (2, 2) if x.device.type == "cpu" and self.kernel_size == (1, 1) else self.dilation
         return F.conv2d(x, weight, bias, self.stride, self.padding, dilation, self.groups)
 

@@ -115,7 +115,7 @@ class Criterion:
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x). On a CPU from a logarithm that is vectorised, which F.softplus's is not: right to 1e-7 in absolute terms."""
+    """log(1 + e^x), right to 1e-7 in absolute terms. On a CPU from a logarithm that is vectorised, unlike F.softplus's."""
     if x.device.type != "cpu":
         return F.softplus(x)
     size = x.abs()
