@@ -95,15 +95,21 @@ class DeformableAttention(nn.Module):
             value = value.masked_fill(padding[..., None], 0)
         value = value.unflatten(-1, (self.heads, -1))
         split = (self.heads, self.levels, self.points)
-        offsets = self.offsets(query).float().unflatten(-1, (*split, 2))  # B W H L P 2
+        offsets = self.offsets(query).float().unflatten(-1, (self.heads, -1))  # B W H LP2
         weights = self.weights(query).float().unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, split[1:])
-        reference = reference.float()[:, :, None, :, None]  # B W 1 L 1 .
+        reference = reference.float()
+        center = reference[..., :2]  # B W L 2
         if reference.shape[-1] == 2:
-            unit = 1 / offsets.new_tensor([(w, h) for h, w in shapes])[:, None]  # L 1 2
+            unit = (1 / offsets.new_tensor([(w, h) for h, w in shapes])).expand_as(center)
         else:
             unit = reference[..., 2:] / (2 * self.points)
-        locations = reference[..., :2] + offsets * unit
+        # Points beside each other, not loops over the last two numbers: those would take longer than the sampling.
+        locations = torch.addcmul(self.each_point(center), offsets, self.each_point(unit)).unflatten(-1, (*split[1:], 2))
         return self.out(ms_deform_attn(value, shapes, locations, weights))
+
+    def each_point(self, x: Tensor) -> Tensor:
+        """(B, W, L, 2) once for every point: (B, W, 1, L * P * 2)."""
+        return x[:, :, None, :, None].expand(-1, -1, -1, -1, self.points, -1).flatten(3)
 
     def init_star(self) -> None:
         """Offsets start as a star: one direction a head, the p-th point p pixels out; all weights equal."""
