@@ -114,14 +114,14 @@ def build(device: str, library: Path) -> None:
     began = time.perf_counter()
     for left_behind in library.parent.glob("build-*"):  # by a builder that was killed; the lock is ours
         shutil.rmtree(left_behind, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-", ignore_cleanup_errors=True) as workplace:
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-", ignore_cleanup_errors=True) as scratch:
         try:
-            compile_and_load(device, workplace)
+            compile_and_load(device, scratch)
         except Exception as error:
             (library.parent / "failed.txt").write_text(str(error))
             raise
         _loaded.add(device)
-        built = Path(workplace) / f"dndetr_{device}.so"
+        built = Path(scratch) / f"dndetr_{device}.so"
         with open(built, "ab") as file:
             file.write(WHOLE)
             file.flush()
@@ -130,12 +130,12 @@ def build(device: str, library: Path) -> None:
     logger.info(f"built in {time.perf_counter() - began:.0f} s, kept in {library.parent}")
 
 
-def compile_and_load(device: str, workplace: str) -> None:
+def compile_and_load(device: str, scratch: str) -> None:
     with extension_tools(device) as tools:
         tools.load(
             f"dndetr_{device}",
             [str(SOURCES / name) for name in FILES[device]],
-            build_directory=workplace,
+            build_directory=scratch,
             is_python_module=False,
             **flags(device),
         )
