@@ -15,16 +15,17 @@ def generalized_iou(a: Tensor, b: Tensor, eps: float = 1e-6) -> Tensor:
 
     `eps` joins both divisors, as in DN-DETR and DINO, so that two empty boxes give a number.
     """
-    ax0, ay0, ax1, ay1 = a.unbind(-1)  # number by number: loops over the last two or four are slow
-    bx0, by0, bx1, by1 = b.unbind(-1)
-    shared_x = torch.minimum(ax1, bx1) - torch.maximum(ax0, bx0)
-    shared_y = torch.minimum(ay1, by1) - torch.maximum(ay0, by0)
-    overlap = shared_x.clamp(min=0) * shared_y.clamp(min=0)
+    (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.unbind(-1), b.unbind(-1)  # loops over the last four are slow
+    smaller, larger = torch.minimum, torch.maximum
+    overlap = extent(larger(ax0, bx0), smaller(ax1, bx1)) * extent(larger(ay0, by0), smaller(ay1, by1))
+    hull = extent(smaller(ax0, bx0), larger(ax1, bx1)) * extent(smaller(ay0, by0), larger(ay1, by1))
     union = area(a) + area(b) - overlap
-    hull_x = torch.maximum(ax1, bx1) - torch.minimum(ax0, bx0)
-    hull_y = torch.maximum(ay1, by1) - torch.minimum(ay0, by0)
-    hull = hull_x.clamp(min=0) * hull_y.clamp(min=0)
     return overlap / (union + eps) - (hull - union) / (hull + eps)
+
+
+def extent(begin: Tensor, end: Tensor) -> Tensor:
+    """How long a side is; nothing where it ends before it begins."""
+    return (end - begin).clamp(min=0)
 
 
 def area(boxes: Tensor) -> Tensor:
