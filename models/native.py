@@ -84,21 +84,22 @@ def missing(device: str) -> tuple[str, str] | None:
 def load(device: str) -> None:
     """Load the library of a device type, after building it if this machine has not done so before."""
     library = folder(device) / "op.so"
-    if not whole(library):
-        library.parent.mkdir(parents=True, exist_ok=True)
-        began = time.time()
-        with locked(library.parent / "lock"):  # of several processes one builds
-            if not whole(library):
-                report_earlier_failure(library.parent, since=began)
-                build(device, library)  # and loads it
-    if device not in _loaded:
+    if whole(library) or not build_once(device, library):
         torch.ops.load_library(library)
-        _loaded.add(device)
     if device == "cpu":
         register()
 
 
-_loaded: set[str] = set()
+def build_once(device: str, library: Path) -> bool:
+    """Of several processes let one build while the others wait; whether it was this one, which has loaded it then."""
+    library.parent.mkdir(parents=True, exist_ok=True)
+    began = time.time()
+    with locked(library.parent / "lock"):
+        if whole(library):
+            return False
+        report_earlier_failure(library.parent, since=began)
+        build(device, library)
+        return True
 
 
 def whole(library: Path) -> bool:
@@ -107,7 +108,7 @@ def whole(library: Path) -> bool:
 
 
 def build(device: str, library: Path) -> None:
-    """Compile in a folder of its own; the finished library appears whole or not at all."""
+    """Compile in a folder of its own, and load what came out; the library appears whole in its place or not at all."""
     if shutil.which(compiler()) is None:
         raise RuntimeError(f"error: there is no C++ compiler ({compiler()}): install one, or name it in CXX")
     logger.info(f"building the deformable-attention operator for {device}: once, about {SECONDS[device]} s")
@@ -120,7 +121,6 @@ def build(device: str, library: Path) -> None:
         except Exception as error:
             (library.parent / "failed.txt").write_text(str(error))
             raise
-        _loaded.add(device)
         built = Path(scratch) / f"dndetr_{device}.so"
         with open(built, "ab") as file:
             file.write(WHOLE)
