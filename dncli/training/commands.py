@@ -9,7 +9,7 @@ from pathlib import Path
 from dncli.config import Config
 from dncli.console import UserError
 from dncli.presets import leaves, validated
-from dncli.settings import Place, Setting, merge, parse_override
+from dncli.settings import Place, Setting, is_inside, merge, parse_override
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, load_checkpoint
 from dncli.training.evaluate import counter_class, evaluate
@@ -19,7 +19,7 @@ from dncli.training.report import Report, coco_table
 from dncli.training.run import replace_text
 from models.matcher import Matcher
 
-OPEN = ("data.", "eval.", "train.device", "op")  # settings of a checkpoint that an evaluation may change
+OPEN = ("data", "eval", "train.device", "op")  # blocks and settings of a checkpoint that an evaluation may change
 
 
 def evaluate_command(
@@ -68,7 +68,8 @@ def settings_of(checkpoint: Checkpoint, overrides: Sequence[str], source: str | 
         given, wrong = parse_override(text, Place(2, i, f"override {text!r}"))
         settings, mistakes = merge(settings, given), mistakes + wrong
     config = validated(settings, mistakes, origin)
-    fixed = [key for key, setting in settings.items() if setting.place.layer == 2 and not key.startswith(OPEN)]
+    given = [key for key, setting in settings.items() if setting.place.layer == 2]
+    fixed = [key for key in given if not any(key == free or is_inside(key, free) for free in OPEN)]
     if fixed:
         raise UserError(
             f"{', '.join(fixed)}: fixed by the checkpoint; an evaluation may change data.*, eval.*, train.device and op only"
