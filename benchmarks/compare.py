@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from dncli.doctor import processor_name
 
 Functions = dict[str, Callable[[], object]]
 Build = Callable[[], Functions]
@@ -55,7 +55,7 @@ def main(description: str, contests: Sequence[Contest]) -> None:
     parser.add_argument("words", nargs="*", help="only the rows that hold all of these words")
     parser.add_argument("--rounds", type=int, help="how often each function is timed")
     options = parser.parse_args()
-    print(f"{cpu()}, torch {torch.__version__}, 1 thread")
+    print(f"{processor_name()}, torch {torch.__version__}, 1 thread")
     print(f"{'what':<44}{'ours ms':>10}{'peer ms':>10}{'ratio':>8}  {'spread':<13}line (great)")
     for contest in contests:
         rows = [row for row in contest.rows if all(word in row.what.split() for word in options.words)]
@@ -121,10 +121,3 @@ def verdict(row: Row, ratio: float) -> str:
     sign = -1 if row.is_cost else 1
     reached = sum(sign * ratio >= sign * bar for bar in (row.line, row.great))
     return f"{'<=' if row.is_cost else '>='} {row.line:g} ({row.great:g})".ljust(15) + ("short", "reached", "great")[reached]
-
-
-def cpu() -> str:
-    """The processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((text.partition(":")[2].strip() for text in lines if text.startswith("model name")), platform.processor())

@@ -20,7 +20,7 @@ from ours import learner, made_up, training_step
 from torch import nn
 
 from dncli.training.evaluate import detect
-from dncli.training.precision import autocast
+from dncli.training.precision import autocast, infer
 
 CPU, CLASSES, SIZE, TOP = torch.device("cpu"), 91, (320, 416), 300
 images, targets = made_up(2, *SIZE, objects=7, classes=CLASSES)
@@ -52,12 +52,10 @@ def ours_inference(preset: str) -> Functions:
     print(f"{preset}: {millions(model)} parameters", flush=True)
 
     @torch.inference_mode()
-    def infer(precision: str) -> None:
-        with autocast(precision, CPU):
-            _, output = model(images).split()
-        detect(output, [target.size for target in targets], TOP)
+    def find(precision: str) -> None:
+        detect(infer(model, images, precision, CPU), [target.size for target in targets], TOP)
 
-    return {"ours fp32": partial(infer, "fp32"), "ours bf16": partial(infer, "bf16")}
+    return {"ours fp32": partial(find, "fp32"), "ours bf16": partial(find, "bf16")}
 
 
 def peer_inference(build: Callable[[], nn.Module]) -> Functions:
@@ -67,12 +65,12 @@ def peer_inference(build: Callable[[], nn.Module]) -> Functions:
     sizes = [target.size for target in targets]
 
     @torch.inference_mode()
-    def infer(precision: str) -> None:
+    def find(precision: str) -> None:
         with autocast(precision, CPU):
             output = model(images.pixels)
         processor.post_process_object_detection(output, threshold=0.0, target_sizes=sizes, top_k=TOP)
 
-    return {"peer fp32": partial(infer, "fp32"), "peer bf16": partial(infer, "bf16")}
+    return {"peer fp32": partial(find, "fp32"), "peer bf16": partial(find, "bf16")}
 
 
 def millions(model: nn.Module) -> str:

@@ -22,7 +22,7 @@ from dncli.training.checkpoint import load_checkpoint
 from dncli.training.commands import settings_of
 from dncli.training.distributed import choose_device
 from dncli.training.evaluate import detect
-from dncli.training.precision import autocast, check_precision, in_fp32
+from dncli.training.precision import check_precision, infer
 from dncli.training.prepare import categories_of, load_detector
 from dncli.training.report import Report
 from dncli.training.run import replace_text
@@ -95,10 +95,7 @@ def find_objects(
     """Detections of one image, best first, clipped to it."""
     nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     images, _ = collate([(fixed_view(picture, config.data), nothing)])
-    device = next(model.parameters()).device
-    with autocast(config.eval.precision, device):
-        output = model(images.to(device))
-    _, output = in_fp32(output).split()
+    output = infer(model, images, config.eval.precision, next(model.parameters()).device)
     (found,) = detect(output, [(picture.height, picture.width)], config.eval.top)
     edges = torch.tensor([picture.width, picture.height] * 2, device=found.boxes.device)
     boxes = found.boxes.clamp(min=0).minimum(edges)

@@ -20,7 +20,7 @@ from dncli.analysis import Matches
 from dncli.console import UserError
 from dncli.data.coco import Split
 from dncli.training import distributed
-from dncli.training.precision import autocast, in_fp32
+from dncli.training.precision import infer
 from models.boxes import cxcywh_to_xyxy
 from models.matcher import Matcher
 from models.structures import Images, Output, Target
@@ -78,9 +78,7 @@ def evaluate(
     model.eval()
     findings = []
     for images, targets in batches:
-        with autocast(precision, device):
-            output = model(images.to(device, non_blocking=True))
-        _, output = in_fp32(output).split()
+        output = infer(model, images, precision, device)
         targets = [target.to(device) for target in targets]
         findings += examine(output, targets, matcher, top)
     everyone = {finding.image_id: finding for share in distributed.gather(findings) for finding in share}
@@ -169,11 +167,13 @@ def counter_class(counter: str) -> type:
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """Python otherwise searches a million new dicts again and again for cycles, and there are none."""
+    before = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if before:
+            gc.enable()
 
 
 def ground_truth(split: Split) -> COCO:

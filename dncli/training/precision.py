@@ -5,16 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from dncli.config import Config
 from dncli.console import UserError
-from models.structures import Output
+from models.structures import Images, Output
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """The model's own computations. Anchors, boxes and what divides by their sizes are fp32 within the model."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def infer(model: nn.Module, images: Images, precision: str, device: torch.device) -> Output:
+    """The matching part of a model's output for images that may lie elsewhere: what detections are made of."""
+    with autocast(precision, device):
+        output = model(images.to(device, non_blocking=True))
+    _, matching = in_fp32(output).split()
+    return matching
 
 
 def in_fp32(output: Output) -> Output:

@@ -83,11 +83,16 @@ def build_model(config: Config, categories: Categories, device: torch.device) ->
     native.choose(config.op)
     try:
         model = build_detector(config.host, config.backbone, len(categories))
-        if any(isinstance(module, DeformableAttention) for module in model.modules()):
+        if samples(model):
             native.ready(device.type)
     except (WeightsError, native.OperatorError) as error:
         raise UserError(str(error)) from error
     return model
+
+
+def samples(model: nn.Module) -> bool:
+    """Whether there is deformable attention in it, the work of the operator."""
+    return any(isinstance(module, DeformableAttention) for module in model.modules())
 
 
 def begin(model: nn.Module, config: Config, categories: Categories, init_from: str | Path | None) -> str:

@@ -17,9 +17,8 @@ from dncli.config import Config
 from dncli.console import console
 from dncli.data.coco import Split
 from dncli.training import distributed
-from dncli.training.prepare import Data, shorten
+from dncli.training.prepare import Data, samples, shorten
 from models import native
-from models.deformable import DeformableAttention
 
 T = TypeVar("T")
 
@@ -125,7 +124,7 @@ def plan(config: Config, data: Data, model: nn.Module, weights: str, device: tor
 
 def operator_row(model: nn.Module, device: torch.device) -> list[tuple[str, str]]:
     """How deformable attention is computed, where there is any."""
-    if not any(isinstance(module, DeformableAttention) for module in model.modules()):
+    if not samples(model):
         return []
     return [("sampling", "native operator" if native.ready(device.type) else "PyTorch's grid_sample")]
 
