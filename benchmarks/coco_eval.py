@@ -1,51 +1,36 @@
 """COCO's 12 numbers of 5,000 images counted by faster_coco_eval, against pycocotools.
 
-    python benchmarks/coco_eval.py [DETECTIONS]
-
-DETECTIONS of an image are 100 by default. Both count the same made-up detections through dndetr's own code, from the arrays
-of a detector to the numbers. They take turns, A B A B ..., on one thread; what is compared are medians of CPU time.
+Both count the same made-up detections through dndetr's own code, from the arrays of a detector to the numbers, which must be
+equal: to 1e-12, and None where the other is None. They share a process, so that neither has to be believed.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import sys
-import time
-
-os.environ["OMP_NUM_THREADS"] = "1"  # read when the libraries are loaded
+from functools import partial
 
 import numpy as np
-import torch
+from compare import Contest, Functions, Row, main
 from pycocotools.coco import COCO
 
 from dncli.training.evaluate import Finding, coco_metrics, coco_results, index
 
-COUNTERS = ("faster_coco_eval", "pycocotools")
 IMAGES, CLASSES, OBJECTS, LIKELY = 5000, 80, 7, 20
-ROUNDS = 3
 
 
-def main(detections: int = 100) -> None:
-    torch.set_num_threads(1)
-    truth, findings = made_up(IMAGES, detections)
-    for counter in COUNTERS:
-        count(*made_up(50, detections), counter)  # not timed: what is done once only, such as imports
-    milliseconds, numbers = {counter: [] for counter in COUNTERS}, {}
-    for _ in range(ROUNDS):
-        for counter in COUNTERS:
-            start = time.process_time()
-            numbers[counter] = count(truth, findings, counter)
-            milliseconds[counter].append(1000 * (time.process_time() - start))
-    fast, slow = (statistics.median(milliseconds[counter]) for counter in COUNTERS)
-    what = f"{IMAGES:,} images x {detections} detections"
-    print(f"{'what':<34}{'faster_coco_eval ms':>21}{'pycocotools ms':>16}{'ratio':>8}  all 12 numbers equal")
-    print(f"{what:<34}{fast:>21.0f}{slow:>16.0f}{slow / fast:>8.1f}  {equal(*numbers.values())}")
+def counters(detections: int) -> Functions:
+    """Each checks its numbers against those of the one that counted first."""
+    scene, numbers = made_up(IMAGES, detections), {}
+    return {name: partial(count, *scene, name, numbers) for name in ("faster_coco_eval", "pycocotools")}
 
 
-def count(truth: COCO, findings: list[Finding], counter: str) -> dict[str, float | None]:
+def count(truth: COCO, findings: list[Finding], counter: str, numbers: dict[str, float | None]) -> None:
     """From arrays to numbers, as an evaluation does."""
-    return coco_metrics(truth, coco_results(findings, range(1, CLASSES + 1)), counter)
+    found = coco_metrics(truth, coco_results(findings, range(1, CLASSES + 1)), counter)
+    first = numbers.setdefault("first", found)
+    for name in first:
+        same_gap = (found[name] is None) == (first[name] is None)
+        if not same_gap or (found[name] is not None and abs(found[name] - first[name]) > 1e-12):
+            raise AssertionError(f"{counter} counts {name} as {found[name]}, the other one as {first[name]}")
 
 
 def made_up(images: int, detections: int) -> tuple[COCO, list[Finding]]:
@@ -85,15 +70,16 @@ def made_up(images: int, detections: int) -> tuple[COCO, list[Finding]]:
 NONE = np.zeros(0)  # matches and distances, which counting does not ask for
 
 
-def equal(ours: dict[str, float | None], theirs: dict[str, float | None]) -> str:
-    """Whether they are, to the last bit or as close as floats come."""
-    if ours == theirs:
-        return "yes, to the last bit"
-    known = [name for name in ours if None not in (ours[name], theirs[name])]
-    furthest = max((abs(ours[name] - theirs[name]) for name in known), default=0.0)
-    same_gaps = all((ours[name] is None) == (theirs[name] is None) for name in ours)
-    return f"{'yes' if same_gaps and furthest <= 1e-12 else 'NO'}, they differ by up to {furthest:.0e}"
-
-
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    sizes = {100: 6, 300: None}
+    main(
+        __doc__.partition("\n")[0],
+        [
+            Contest(
+                [partial(counters, detections)],
+                [Row(f"5,000 images x {detections} detections", "faster_coco_eval", "pycocotools", line)],
+                rounds=3,
+            )
+            for detections, line in sizes.items()
+        ],
+    )

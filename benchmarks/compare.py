@@ -37,7 +37,7 @@ class Row(NamedTuple):
     @property
     def is_cost(self) -> bool:
         """The ratio is ours / peer and should be low, not peer / ours and high."""
-        return self.line is not None and self.great < self.line
+        return self.line is not None and self.great is not None and self.great < self.line
 
 
 class Contest(NamedTuple):
@@ -118,6 +118,7 @@ def line(row: Row, ours: list[float], peer: list[float]) -> str:
 def verdict(row: Row, ratio: float) -> str:
     if row.line is None:
         return ""
-    sign = -1 if row.is_cost else 1
-    reached = sum(sign * ratio >= sign * bar for bar in (row.line, row.great))
-    return f"{'<=' if row.is_cost else '>='} {row.line:g} ({row.great:g})".ljust(15) + ("short", "reached", "great")[reached]
+    sign, bars = -1 if row.is_cost else 1, [bar for bar in (row.line, row.great) if bar is not None]
+    reached = sum(sign * ratio >= sign * bar for bar in bars)
+    great = "" if row.great is None else f" ({row.great:g})"
+    return f"{'<=' if row.is_cost else '>='} {row.line:g}{great}".ljust(15) + ("short", "reached", "great")[reached]
