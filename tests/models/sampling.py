@@ -10,6 +10,20 @@ from torch import Tensor
 
 from models.deformable import Shapes, ms_deform_attn_torch
 
+DTYPES = [  # of values, and of locations and weights
+    (torch.float64, torch.float64),
+    (torch.float32, torch.float32),
+    (torch.bfloat16, torch.float32),
+    (torch.float16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float16),
+    (torch.float32, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.float32, torch.bfloat16),
+]
+# The CPU kernels lay tokens side by side where they are read several times each, and read them in place otherwise.
+MANY = {"shapes": [(3, 4), (2, 2)], "queries": 19}
+FEW = {"shapes": [(13, 17), (7, 9)], "queries": 3}
 NAMES = ("result", "gradient of value", "gradient of locations", "gradient of weights")
 
 
@@ -57,6 +71,14 @@ def make(
     locations = (cells + fractions + 0.5) / sides
     fine = fine or dtype
     return Call(value.to(device, dtype), shapes, locations.to(device, fine), weights.to(device, fine), grad.to(device, dtype))
+
+
+def operator(value: Tensor, shapes: Shapes | Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    return torch.ops.dndetr.ms_deform_attn(value, torch.as_tensor(shapes), locations, weights)
+
+
+def never(*args: object) -> None:
+    raise AssertionError("this was not to be called")
 
 
 def results(function: Callable[..., Tensor], call: Call) -> list[Tensor]:

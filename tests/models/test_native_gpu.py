@@ -8,21 +8,16 @@ from torch import Tensor, nn
 
 from models import deformable, native
 from models.deformable import DeformableAttention, ms_deform_attn, ms_deform_attn_torch
-from tests.models.sampling import Call, check, compare, expected, make, results
+from tests.models.sampling import DTYPES, Call, check, compare, expected, make, never, operator, results
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.usefixtures("restored"),
+]
 
 DEVICE = "cuda"
 LEVELS = [(13, 17), (7, 9), (4, 5), (1, 2)]
-PAIRS = [
-    (torch.float64, torch.float64),
-    (torch.float32, torch.float32),
-    (torch.bfloat16, torch.float32),
-    (torch.float16, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float16, torch.float16),
-    (torch.float32, torch.float64),
-]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,25 +26,9 @@ def built():
     assert native.missing(DEVICE) is None
 
 
-@pytest.fixture(autouse=True)
-def restored():
-    choice = native.chosen()
-    yield
-    native.choose(choice)
-    torch.use_deterministic_algorithms(False)
-
-
-def operator(value, shapes, locations, weights):
-    return torch.ops.dndetr.ms_deform_attn(value, torch.as_tensor(shapes), locations, weights)
-
-
-def never(*args):
-    raise AssertionError("this was not to be called")
-
-
 # Widths of less than a pack, of packs and a rest, of as many packs as lanes, of more packs than lanes.
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8, 12, 16, 24, 32, 33, 48, 64, 100, 128, 160, 256, 300])
-@pytest.mark.parametrize(("dtype", "fine"), PAIRS, ids=str)
+@pytest.mark.parametrize(("dtype", "fine"), DTYPES, ids=str)
 def test_any_width_and_dtypes(dtype, fine, width):
     check(operator, make(LEVELS, queries=37, heads=3, width=width, dtype=dtype, fine=fine, device=DEVICE))
 
