@@ -9,13 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from dncli import __version__, cli
 from dncli.presets import list_presets, load_preset
+from models import native
 from tests.data.coco_files import image, item, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["", "train", "eval", "predict", "presets", "info", "data", "data shapes", "data check"]
+COMMANDS = ["", "train", "eval", "predict", "presets", "info", "doctor", "data", "data shapes", "data check"]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -340,7 +342,26 @@ def test_eval_and_predict_hand_on_what_they_were_given(main, monkeypatch):
     ]
 
 
-# presets, info, data
+# doctor, presets, info, data
+
+
+def test_doctor_tells_what_the_operator_is_or_why_there_is_none(main, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(native, "_choice", "auto")  # which doctor changes
+    monkeypatch.setattr(native, "missing", lambda device: None)
+    done = main("doctor")
+    assert (done.code, done.err) == (0, "")
+    rows = [line[:14].strip() for line in done.out.splitlines()]
+    assert rows == ["dndetr", "python", "torch", "processor", "C++ compiler", "op on cpu"]
+    assert done.out.endswith(f"op on cpu     native, from {native.folder('cpu')}\n")
+    monkeypatch.setattr(native, "missing", lambda device: ("it cannot be built: boom", "ninja: x\na.cpp: error: boom"))
+    done = main("doctor")
+    said = "op on cpu     PyTorch's grid_sample: it cannot be built: boom\n    ninja: x\n    a.cpp: error: boom\n"
+    assert (done.code, done.out.endswith(said)) == (0, True)
+    assert main("doctor", "--op", "torch").out.endswith("op on cpu     PyTorch's grid_sample, as op=torch asks\n")
+    done = main("doctor", "--op", "fast")
+    assert (done.code, done.out, done.err) == (2, "", "--op must be auto or native or torch, got 'fast'\n")
 
 
 def test_presets_lists_every_preset_with_its_ap(main):

@@ -1,5 +1,6 @@
 """COCO's numbers, category ids, matches and anchor distances of outputs made by hand."""
 
+import gc
 import json
 import random
 
@@ -8,7 +9,17 @@ import pytest
 import torch
 
 from dncli.data.coco import load_split
-from dncli.training.evaluate import METRICS, coco_metrics, coco_results, detect, evaluate, examine, ground_truth, index
+from dncli.training.evaluate import (
+    METRICS,
+    coco_metrics,
+    coco_results,
+    detect,
+    evaluate,
+    examine,
+    ground_truth,
+    index,
+    no_garbage_collection,
+)
 from models.denoising.layout import QueryLayout
 from models.matcher import MatchConfig, Matcher
 from models.structures import Images, Output, Target
@@ -141,6 +152,17 @@ def test_both_counters_take_no_detections_at_all():
     truth, _ = random_scene("sl")
     expected = {name: None if name.endswith("_m") else 0.0 for name in METRICS}
     assert [coco_metrics(truth, [], counter) for counter in ("faster_coco_eval", "pycocotools")] == [expected, expected]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_counting_leaves_the_collection_of_garbage_as_it_was(before):
+    (gc.enable if before else gc.disable)()
+    try:
+        with no_garbage_collection():
+            assert not gc.isenabled()
+        assert gc.isenabled() == before
+    finally:
+        gc.enable()
 
 
 SIDES = {"s": (6, 12, 28), "m": (32, 64, 96), "l": (128, 200, 300)}  # areas of 32 x 32 and 96 x 96 belong to two sizes
