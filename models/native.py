@@ -22,6 +22,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from models.cache import cache_folder
+
 Choice = Literal["auto", "native", "torch"]  # native: nothing else will do; torch: never
 CHOICES = get_args(Choice)
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
@@ -197,7 +199,7 @@ def nvcc() -> str:
 
 def folder(device: str) -> Path:
     """Where the library of a device type is kept."""
-    return cache() / f"{device}-{digest(device)}"
+    return cache_folder() / f"{device}-{digest(device)}"
 
 
 def digest(device: str) -> str:
@@ -228,12 +230,6 @@ def run(*command: str) -> str:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         return done.stdout
     return ""
-
-
-def cache() -> Path:
-    """Where built libraries are kept: $DNDETR_CACHE, or dndetr in the user's cache folder."""
-    given, home = os.environ.get("DNDETR_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(given) if given else Path(home or Path.home() / ".cache") / "dndetr"
 
 
 @contextlib.contextmanager

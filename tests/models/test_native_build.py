@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from models import native
+from models.cache import cache_folder
 from models.deformable import ms_deform_attn
 from tests.models.building import Answer, answers, ask, files, script, started, starting
 from tests.models.sampling import check, make
@@ -98,12 +99,15 @@ def test_told_to_take_pytorch_it_builds_nothing(tmp_path):
 def test_the_folder_is_the_users_cache_unless_another_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv("DNDETR_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert native.cache() == tmp_path / "xdg" / "dndetr"
+    assert cache_folder() == tmp_path / "xdg" / "dndetr"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert native.cache() == tmp_path / "home" / ".cache" / "dndetr"
+    assert cache_folder() == tmp_path / "home" / ".cache" / "dndetr"
     monkeypatch.setenv("DNDETR_CACHE", str(tmp_path / "mine"))
-    assert native.cache() == tmp_path / "mine"
+    assert cache_folder() == tmp_path / "mine"
+    monkeypatch.setenv("DNDETR_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "home" / "mine"
+    assert native.folder("cpu").parent == cache_folder()
 
 
 def test_the_library_is_one_of_its_flags_sources_and_compiler(monkeypatch, tmp_path):
