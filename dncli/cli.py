@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -29,7 +30,11 @@ app.add_typer(data, name="data")
 
 
 def main() -> None:
-    """Run the command and exit: 0, 1 for defects or an internal error, 2 for a mistake of the user, 130 for Ctrl-C."""
+    """Run the command and exit.
+
+    0; 1 for defects or an internal error; 2 for a mistake of the user; 3 for a loss that is not finite; 130 for Ctrl-C and
+    143 for SIGTERM.
+    """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1  # wherever it stands
     listen()
@@ -40,7 +45,8 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         if isinstance(error, UserError):
-            code = say(EXIT_USER, *error.lines)
+            others_tell = os.environ.get("LOCAL_RANK", "0") != "0" and not error.alone
+            code = error.code if others_tell else say(error.code, *error.lines)
         elif isinstance(error, usage_error):
             code = say(EXIT_USER, *usage(error, arguments))
         elif isinstance(error, typer.Abort):
@@ -97,6 +103,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings on top, such as train.lr=2e-4 or noise=null.", show_default=False),
 ]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Open a checkpoint that can run code: only of people whom you trust.")
+]
 Checkpoint = Annotated[Path, typer.Option("--ckpt", metavar="RUN|FILE", help="A run folder (its best epoch) or a .pt file.")]
 
 
@@ -119,11 +128,18 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/PRESET by default.", show_default=False)] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run in its own folder.")] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Let --resume go on with another value of this setting; `dataset`: other annotations."
+        ),
+    ] = None,
     init_from: Annotated[
         Path | None,
         typer.Option(metavar="RUN|FILE", help="Begin with the weights of a checkpoint, and with nothing else of it."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that lies in the way.")] = False,
+    trust: TrustPickle = False,
 ) -> None:
     """Train a detector, evaluating after each epoch.
 
@@ -133,14 +149,27 @@ def train(
 
     if resume and (out or init_from or overwrite):
         raise UserError("--resume goes on with a run as it is: leave out --out, --init-from and --overwrite")
-    if resume and not (resume / "config.yaml").is_file():
-        raise UserError(f"{resume}: not a run folder (no config.yaml in it), so there is nothing to resume")
-    source = preset or (resume / "config.yaml" if resume else DEFAULT_PRESET)
+    if allow_change and not resume:
+        raise UserError("--allow-change is for --resume: a new run has no settings yet that could differ")
+    if resume:
+        from dncli.training.resume import run_folder
+
+        source = preset or run_folder(resume) / "config.yaml"
+    else:
+        source = preset or DEFAULT_PRESET
     resolved = load_preset(source, overrides or [])
 
     from dncli.training.loop import train
 
-    train(resolved, out or resume or Path("runs") / Path(source).stem, resume=resume, init_from=init_from, overwrite=overwrite)
+    train(
+        resolved,
+        None if resume else out or Path("runs") / Path(source).stem,
+        resume=resume,
+        init_from=init_from,
+        overwrite=overwrite,
+        allow_change=allow_change or [],
+        trust=trust,
+    )
 
 
 @app.command("eval")
@@ -148,6 +177,7 @@ def evaluate(
     ckpt: Checkpoint,
     overrides: Overrides = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here as well.")] = None,
+    trust: TrustPickle = False,
 ) -> None:
     """Measure COCO's AP of a trained detector on the validation images.
 
@@ -155,7 +185,7 @@ def evaluate(
     """
     from dncli.training.commands import evaluate_command
 
-    evaluate_command(ckpt, overrides or [], json)
+    evaluate_command(ckpt, overrides or [], json, trust=trust)
 
 
 @app.command()
@@ -166,6 +196,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for drawn pictures and predictions.json.")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Smallest score that is shown.")] = 0.3,
+    trust: TrustPickle = False,
 ) -> None:
     """Find objects in images: drawn pictures and JSON.
 
@@ -173,7 +204,7 @@ def predict(
     """
     from dncli.predict import predict
 
-    predict(ckpt, paths, out, threshold)
+    predict(ckpt, paths, out, threshold, trust=trust)
 
 
 @app.command()

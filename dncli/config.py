@@ -63,11 +63,14 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 0
+    save_steps: int = 1000  # steps between checkpoints within an epoch, 0 = at its end only
+    skip_nonfinite: int = 0  # steps of a run whose loss or gradient may be not finite; they change no weight
+    timeout: float = 1800.0  # seconds that processes wait for one of them that does not answer
 
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        rest = ("drop_epoch", "backbone_lr", "weight_decay", "warmup_steps", "clip", "seed")
+        rest = ("drop_epoch", "backbone_lr", "weight_decay", "warmup_steps", "clip", "seed", "save_steps", "skip_nonfinite")
         demand(
             self,
             ema=(0 <= self.ema < 1, "from 0 to below 1"),
@@ -75,7 +78,7 @@ class TrainConfig:
                 self.accumulate > 0 and self.batch_size % self.accumulate == 0,
                 f"a divisor of batch_size ({self.batch_size})",
             ),
-            **positive(self, "epochs", "lr", "batch_size"),
+            **positive(self, "epochs", "lr", "batch_size", "timeout"),
             **{name: (getattr(self, name) >= 0, "0 or more") for name in rest},
         )
 

@@ -14,8 +14,11 @@ PIPED_WIDTH = 10_000  # where nobody looks, no line is broken or cut
 class UserError(Exception):
     """A mistake in what the user gave. Each line says what is wrong, where, and how to mend it.
 
-    The command prints the lines and exits with code 2; `--debug` shows the traceback.
+    The command prints the lines and exits with `code`; `--debug` shows the traceback.
     """
+
+    code = 2
+    alone = False  # of several processes this one fails, and must tell it itself
 
     def __init__(self, *lines: str):
         super().__init__("\n".join(lines))

@@ -29,7 +29,9 @@ from dncli.training.run import replace_text
 from models.structures import Target
 
 
-def predict(ckpt: str | Path, paths: Sequence[str | Path], out: str | Path, threshold: float = 0.3) -> list[dict[str, Any]]:
+def predict(
+    ckpt: str | Path, paths: Sequence[str | Path], out: str | Path, threshold: float = 0.3, *, trust: bool = False
+) -> list[dict[str, Any]]:
     """Find objects in images and folders of images with a run's best epoch or a checkpoint file.
 
     `out`, a new or empty folder, receives a drawn picture of each image and predictions.json: of each file its size and
@@ -39,7 +41,7 @@ def predict(ckpt: str | Path, paths: Sequence[str | Path], out: str | Path, thre
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; give a new folder with --out")
-    checkpoint = load_checkpoint(ckpt)
+    checkpoint = load_checkpoint(ckpt, trust=trust)
     files, problems = find_images(paths)
     if not files:
         raise UserError(*problems)

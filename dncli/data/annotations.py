@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -67,6 +68,7 @@ class Annotations:
     categories: dict[int, str] = field(default_factory=dict)
     objects: list[Object] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
+    digest: str = ""  # SHA-256 of the file: another one is another dataset
     listed: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # every id of each list
 
     def add(self, kind: str, message: str, image_id: int | None = None, annotation_id: int | None = None) -> None:
@@ -99,7 +101,9 @@ def read_annotations(file: Path, image_folder: Path | None = None) -> Annotation
 
 def read_json(found: Annotations) -> dict[str, Any] | None:
     try:
-        content = json.loads(found.file.read_bytes())
+        raw = found.file.read_bytes()
+        found.digest = hashlib.sha256(raw).hexdigest()
+        content = json.loads(raw)
     except json.JSONDecodeError as error:
         found.add(MALFORMED, f"line {error.lineno}, column {error.colno}: malformed JSON: {error.msg}")
     except UnicodeDecodeError as error:

@@ -65,6 +65,7 @@ class Split:
 
     name: str
     annotation_file: Path
+    digest: str  # SHA-256 of that file
     images: list[ImageRecord]
     categories: Categories
     labels: Tensor  # of all objects, image after image
@@ -180,6 +181,7 @@ def pack(found: Annotations, name: str, image_folder: Path, categories: Categori
     return Split(
         name=name,
         annotation_file=found.file,
+        digest=found.digest,
         images=[ImageRecord(i.id, image_folder / i.file_name, i.width, i.height) for i in found.images.values()],
         categories=categories,
         labels=torch.tensor(labels, dtype=torch.int64),

@@ -61,21 +61,21 @@ def collate(samples: Sequence[Sample]) -> Part:
 class TrainLoader:
     """The steps of an epoch, each a list of the parts of its batch that this process sees.
 
-    Set the epoch before iterating. Workers are started once and kept.
+    Set the epoch before iterating, and how many of its steps are done already. Workers are started once and kept.
     """
 
     def __init__(self, plan: TrainPlan, dataset: DetectionDataset, workers: int):
         self.plan, self.batches = plan, Batches(dataset, plan, workers)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.plan.epoch = epoch
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        self.plan.epoch, self.plan.done = epoch, done
 
     def __len__(self) -> int:
         return self.plan.steps
 
     def __iter__(self) -> Iterator[list[Part]]:
         parts = iter(self.batches)
-        for _ in range(self.plan.steps):
+        for _ in range(self.plan.done, self.plan.steps):
             yield [next(parts) for _ in range(self.plan.accumulate)]
 
 
@@ -84,7 +84,7 @@ class TrainPlan:
 
     def __init__(self, images: int, batch_size: int, accumulate: int, rank: int, world: int, seed: int):
         self.images, self.batch_size, self.accumulate = images, min(batch_size, images), accumulate
-        self.rank, self.world, self.seed, self.epoch = rank, world, seed, 1
+        self.rank, self.world, self.seed, self.epoch, self.done = rank, world, seed, 1, 0
         self.steps = images // self.batch_size  # what is left over waits for another epoch
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ class TrainPlan:
 
     def __iter__(self) -> Iterator[list[Key]]:
         order = torch.randperm(self.images, generator=image_generator(self.seed, self.epoch, -1, "order"))
-        for batch in order.split(self.batch_size)[: self.steps]:
+        for batch in order.split(self.batch_size)[self.done : self.steps]:
             share = batch.tensor_split(self.world)[self.rank]
             for part in share.tensor_split(self.accumulate):
                 yield [(self.epoch, index) for index in part.tolist()]
@@ -149,7 +149,7 @@ class Batches:
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),  # so that copies to a GPU run beside its work
-            worker_init_fn=leave_interrupts,
+            worker_init_fn=leave_signals,
         )
 
     def __len__(self) -> int:
@@ -162,9 +162,12 @@ class Batches:
             yield unpacked(batch)
 
 
-def leave_interrupts(worker: int) -> None:
-    """Ctrl-C is answered by the main process; a worker would print a traceback of its own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def leave_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM, which reach a whole group of processes, are answered by the main one: the step that it finishes
+    needs its workers. They end with it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import warnings
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dncli.console import UserError
+from dncli.training.values import Damaged, load_values, save_values
 
-FORMAT = 1
+FORMAT = 2
+NAMES = ("last.pt", "previous.pt", "best.pt")  # of the checkpoints of a run
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on, and all that a detector needs to be used.
+    """All that a run needs to go on after any step, and all that a detector needs to be used.
 
     No random state is kept: data and noise follow from (seed, epoch, image id), and every step begins by seeding the
     rest with (seed, step, process).
@@ -30,12 +29,16 @@ class Checkpoint:
     ema: dict[str, Tensor] | None  # the averaged weights, which are then the ones to use
     optimizer: dict[str, Any]
     scaler: dict[str, Any]  # of fp16 gradients, else empty
-    epoch: int  # epochs done
-    step: int  # optimiser steps done
+    epoch: int  # epochs done, evaluation included
+    step: int  # steps done; those beyond `epoch` are of the next one, whose losses so far are in `begun`
+    steps_per_epoch: int
+    skipped: int  # steps that were left out since something was not finite
+    begun: dict[str, Any]  # dncli.training.epochs.Begun, empty between epochs
     best_ap: float | None
     config: dict[str, Any]  # the resolved settings, as plain types
     category_ids: list[int]  # of class 0 .. C-1 in the annotations
     category_names: list[str]
+    data: dict[str, str]  # the digest of each split's annotation file
     format: int = FORMAT
 
     @property
@@ -44,51 +47,42 @@ class Checkpoint:
         return self.model if self.ema is None else self.ema
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the file at `path`: whatever happens on the way, it holds the old checkpoint or the new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(vars(checkpoint), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+def save_checkpoint(path: Path, checkpoint: Checkpoint, previous: Path | None = None) -> None:
+    """Replace the file at `path`: it holds the old checkpoint or the new one at every moment, see `save_values`."""
+    save_values(path, vars(checkpoint), previous)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut, where folders can be opened (not on Windows)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def load_checkpoint(run_or_file: str | Path, prefer: str = "best.pt", *, trust: bool = False) -> Checkpoint:
+    """Read a checkpoint file, or the one of a run folder: `prefer`, else the last.
 
-
-def load_checkpoint(run_or_file: str | Path, prefer: str = "best.pt") -> Checkpoint:
-    """Read a checkpoint file, or the one of a run folder: `prefer`, else the last. UserError says what is wrong."""
+    `trust` opens files that can run code. UserError says what is wrong, and which checkpoint beside it is whole.
+    """
     path = find_checkpoint(Path(run_or_file), prefer)
     try:
-        with warnings.catch_warnings(action="ignore"):  # what torch thinks of other tools' files
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: not a dndetr checkpoint: not a file of tensors and plain values, and it is not opened because "
-            "anything else could run code"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise UserError(f"{path}: not a whole checkpoint (empty, cut off, or another kind of file)") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        values, signed = load_values(path, trust=trust)
+    except Damaged as error:
+        raise Damaged(error.lines[0] + whole_neighbour(path)) from error
     fields = set(Checkpoint.__dataclass_fields__)
     if not isinstance(values, dict) or values.get("format") is None or "category_ids" not in values:
         raise UserError(f"{path}: not a dndetr checkpoint; weights of other tools cannot be used here")
     if values["format"] != FORMAT or set(values) != fields:
         raise UserError(f"{path}: checkpoint of format {values['format']}, this version of dndetr reads format {FORMAT}")
+    if not signed and not trust:
+        raise Damaged(
+            f"{path}: has no SHA-256 at its end: it was damaged, or written by another tool, then --trust-pickle opens it"
+            + whole_neighbour(path)
+        )
     return Checkpoint(**values)
+
+
+def whole_neighbour(path: Path) -> str:
+    """What to do instead of a damaged checkpoint: the youngest whole one in its folder, if there is any."""
+    others = [path.with_name(name) for name in NAMES if name != path.name]
+    for other in sorted((file for file in others if file.is_file()), key=lambda file: -file.stat().st_mtime):
+        with contextlib.suppress(UserError):
+            if load_values(other)[1]:
+                return f"; the last whole one is {other}"
+    return ""
 
 
 def find_checkpoint(path: Path, prefer: str) -> Path:

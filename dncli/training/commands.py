@@ -23,17 +23,18 @@ OPEN = ("data", "eval", "train.device", "op")  # blocks and settings of a checkp
 
 
 def evaluate_command(
-    ckpt: str | Path, overrides: Sequence[str] = (), json_path: str | Path | None = None
+    ckpt: str | Path, overrides: Sequence[str] = (), json_path: str | Path | None = None, *, trust: bool = False
 ) -> dict[str, float | None]:
     """Print COCO's 12 numbers of a run (its best epoch) or a checkpoint file, and write them to `json_path`.
 
     Settings and categories are those of the checkpoint; `overrides` may change data.*, eval.*, train.device and op, for
-    instance data.root. Returns the numbers (nothing in processes but the main one). Raises UserError.
+    instance data.root; `trust` opens a checkpoint that can run code. Returns the numbers (nothing in processes but the main
+    one). Raises UserError.
     """
-    checkpoint = load_checkpoint(ckpt)
+    checkpoint = load_checkpoint(ckpt, trust=trust)
     config = settings_of(checkpoint, overrides, ckpt)
     counter_class(config.eval.counter)  # must be installed
-    with distributed.processes(config.train.device) as device:
+    with distributed.processes(config.train.device, config.train.timeout) as device:
         check_precision(config, device)
         model = load_detector(checkpoint, config, ckpt, device)
         validation = load_validation(config, categories_of(checkpoint))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,10 +20,11 @@ T = TypeVar("T")
 
 
 @contextmanager
-def processes(setting: str) -> Iterator[torch.device]:
+def processes(setting: str, timeout: float = 1800) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did, and give this one its device.
 
-    `setting` is train.device. Processes talk over nccl on CUDA and over gloo on a CPU.
+    `setting` is train.device. Processes talk over nccl on CUDA and over gloo on a CPU. Where one of them dies, or is silent
+    for `timeout` seconds, the others end with a UserError.
     """
     device = choose_device(setting)
     if device.type == "cpu":
@@ -32,11 +35,31 @@ def processes(setting: str) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     try:
         yield device
+    except UserError as error:
+        error.alone = not isinstance(error, Agreed)
+        raise
+    except RuntimeError as error:  # dist.DistBackendError with nccl, a bare RuntimeError with gloo
+        if not LOST.search(str(error)):
+            raise
+        lost = UserError(
+            f"process {rank()} of {world()}: another process has died or did not answer within {timeout:.0f} s; "
+            f"what it said itself tells why ({' '.join(str(error).split())[:150]})"
+        )
+        lost.alone = True
+        raise lost from error
     finally:
         dist.destroy_process_group()
+
+
+class Agreed(UserError):
+    """An error that every process raises alike, so that one of them tells it for all."""
+
+
+# How gloo and nccl tell that a neighbour is gone.
+LOST = re.compile(r"connection (closed|reset|refused)|broken pipe|timed? ?out|nccl|socket|peer", re.IGNORECASE)
 
 
 def choose_device(setting: str) -> torch.device:
@@ -101,6 +124,30 @@ def share_buffers(model: torch.nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+def largest(number: int) -> int:
+    """The largest of the processes' numbers."""
+    if world() == 1:
+        return number
+    shared = torch.tensor(number, device=None if dist.get_backend() == "gloo" else "cuda")
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return int(shared)
+
+
+def together(action: Callable[[], T]) -> T:
+    """Run `action` in every process. If it fails with a UserError in one, every process fails with all that was said."""
+    result, said = None, ()
+    try:
+        result = action()
+    except UserError as error:
+        said = error.lines
+        if world() == 1:
+            raise
+    lines = [line for lines in gather(said) for line in lines]
+    if lines:
+        raise Agreed(*dict.fromkeys(lines))
+    return result
+
+
 def on_main(action: Callable[[], T]) -> T | None:
     """Run `action` in the main process, None elsewhere. If it fails with a UserError, every process fails with it."""
     result, error = None, None
@@ -111,5 +158,5 @@ def on_main(action: Callable[[], T]) -> T | None:
             error = caught.lines
     error = gather(error)[0]
     if error:
-        raise UserError(*error)
+        raise Agreed(*error)
     return result

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import random
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -16,27 +22,58 @@ from dncli.console import UserError
 from dncli.data.loader import Part
 from dncli.tasks import Task
 from dncli.training import distributed
-from dncli.training.checkpoint import Checkpoint
+from dncli.training.checkpoint import Checkpoint, load_weights
 from dncli.training.optim import build_optimizer, rate_factor, set_rate
 from dncli.training.precision import autocast, check_precision, in_fp32
 from models.criterion import Criterion, Losses
 from models.matcher import Matcher
 from models.structures import Images, Target
 
+logger = logging.getLogger("dndetr")
 REMEDY = "try a lower train.lr, more train.warmup_steps or train.precision=fp32"
+SMALLEST_SCALE = 1e-3  # of fp16 losses: what still overflows then is hopeless
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A step whose loss or gradient is not finite, with all that is needed to compute it again."""
+
+    step: int  # 1 is the first
+    reason: str
+    losses: dict[str, Tensor]  # of this process
+    parts: Sequence[Part]
+    objects: float  # the normaliser
+    model: nn.Module  # as before the step
+    ours: bool  # whether it was a loss of this process
+
+
+class NotFinite(UserError):
+    """Training has come to numbers that are not finite."""
+
+    code = 3
 
 
 class Learner:
     """Takes steps. A step's batch comes in parts, whose losses share one normaliser: the objects of the whole batch.
 
     So parts, and processes, make no difference to the gradient but rounding (except where batch norm learns, which sees
-    one part at a time).
+    one part at a time). A step whose loss or gradient is not finite changes nothing; `tell`, which receives its Incident and
+    returns where it was kept, is called before it is passed over (train.skip_nonfinite) or raised as NotFinite.
     """
 
-    def __init__(self, config: Config, model: nn.Module, device: torch.device, steps_per_epoch: int):
+    def __init__(
+        self,
+        config: Config,
+        model: nn.Module,
+        device: torch.device,
+        steps_per_epoch: int,
+        tell: Callable[[Incident], str] = lambda incident: "",
+    ):
         check_precision(config, device)
-        self.config, self.device, self.steps_per_epoch, self.step_count = config.train, device, steps_per_epoch, 0
+        self.config, self.device, self.steps_per_epoch = config.train, device, steps_per_epoch
+        self.step_count, self.skipped, self.unmatched, self.tell = 0, 0, "", tell
         self.model = model.to(device)
+        self.statistics = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
         self.optimizer = build_optimizer(self.model, config.train)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.criterion = Criterion(config.loss, Matcher(config.match))
@@ -56,20 +93,30 @@ class Learner:
         """The learning rate of everything but the backbone."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def step(self, parts: Sequence[Part], task: Task) -> dict[str, Tensor]:
-        """One update from the parts of a batch; returns this process's losses by name, summed over the parts."""
-        seed_step(self.config.seed, self.step_count)
+    def step(self, parts: Sequence[Part], task: Task) -> dict[str, Tensor] | None:
+        """One update from the parts of a batch; returns this process's losses by name, summed over the parts.
+
+        None where the step was passed over.
+        """
+        seed_step(self.config.seed, self.step_count, distributed.rank())
         set_rate(self.optimizer, rate_factor(self.step_count, self.steps_per_epoch, self.config))
         count = sum(len(target.labels) for _, targets in parts for target in targets)
         objects = distributed.all_mean(torch.tensor(float(count), device=self.device))
+        statistics, self.unmatched = [buffer.clone() for buffer in self.statistics], ""
         losses = []
         for i, (images, targets) in enumerate(parts):
             last = i == len(parts) - 1
             with nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
                 losses.append(self.backward(images, targets, task, objects))
         total = add(losses)
-        self.update(total, [target.image_id for _, targets in parts for target in targets])
-        return total
+        reason = self.update(total)
+        if reason is None:
+            return total
+        for buffer, before in zip(self.statistics, statistics, strict=True):
+            buffer.copy_(before)
+        ours = not all(value.isfinite() for value in total.values())
+        self.pass_over(Incident(self.step_count, reason, total, parts, objects.item(), self.model, ours))
+        return None
 
     def backward(self, images: Images, targets: list[Target], task: Task, objects: Tensor) -> dict[str, Tensor]:
         images = images.to(self.device, non_blocking=True)
@@ -79,31 +126,47 @@ class Learner:
             output = self.parallel(images, known)
         try:
             losses = self.criterion(in_fp32(output), wanted, objects)
-        except FloatingPointError as error:
-            raise UserError(f"step {self.step_count + 1}: {error}; {REMEDY}") from error
+        except FloatingPointError as error:  # nothing can be matched: a gradient of NaN tells the other processes
+            self.unmatched = str(error)
+            total = (output.logits.sum() + output.boxes.sum()) * math.nan
+            total.backward()
+            return {"loss": total.detach()}
         self.scaler.scale(losses.total).backward()
         return by_name(losses)
 
-    def update(self, losses: dict[str, Tensor], image_ids: list[int]) -> None:
+    def update(self, losses: dict[str, Tensor]) -> str | None:
+        """Change the weights, or say why not. Gradients are shared, so every process comes to the same verdict."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
-        # fp16 skips steps until its scale fits. Gradients are shared, so every process comes to the same verdict.
-        hopeless = self.scaler.get_scale() < 1e-3 if self.scaler.is_enabled() else not norm.isfinite()
-        if hopeless:
-            self.refuse(losses, image_ids)
-        self.scaler.step(self.optimizer)
+        reason = None if norm.isfinite() else self.verdict(losses)
+        if reason is None:
+            self.scaler.step(self.optimizer)  # fp16 leaves steps out by itself until its scale fits
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step_count += 1
-        if self.ema is not None:
+        if self.ema is not None and reason is None:
             self.ema.update_parameters(self.model)
+        return reason
 
-    def refuse(self, losses: dict[str, Tensor], image_ids: list[int]) -> None:
+    def verdict(self, losses: dict[str, Tensor]) -> str | None:
+        """Why a gradient is not finite; None where that is but the overflow of fp16."""
         bad = [name for name, value in losses.items() if not value.isfinite()]
-        where = f"the losses {', '.join(bad)} are" if bad else "the gradient is"
-        raise UserError(
-            f"step {self.step_count + 1}: {where} not finite (image ids {image_ids}), no weight was changed; {REMEDY}"
-        )
+        mine = self.unmatched or (bad and f"not finite: {', '.join(bad)}")
+        for reason in distributed.gather(mine):
+            if reason:
+                return reason
+        hopeless = not self.scaler.is_enabled() or self.scaler.get_scale() < SMALLEST_SCALE
+        return "the gradient is not finite" if hopeless else None
+
+    def pass_over(self, incident: Incident) -> None:
+        """Tell of a step that was left out. Raises NotFinite where there were too many."""
+        self.skipped += 1
+        ids = [target.image_id for _, targets in incident.parts for target in targets]
+        what = f"step {incident.step}: {incident.reason} (image ids {ids}), no weight was changed"
+        kept = self.tell(incident)
+        if self.skipped > self.config.skip_nonfinite:
+            raise NotFinite(f"{what}; {REMEDY}{kept and f'; {kept}'}")
+        logger.warning("%s%s", what, kept and f"; {kept}")
 
     def state(self) -> dict[str, object]:
         """The fields of a Checkpoint that belong to the learner."""
@@ -113,17 +176,27 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step_count,
+            "steps_per_epoch": self.steps_per_epoch,
+            "skipped": self.skipped,
         }
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same settings."""
-        self.model.load_state_dict(checkpoint.model)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        self.scaler.load_state_dict(checkpoint.scaler)
-        self.step_count = checkpoint.step
+    def restore(self, checkpoint: Checkpoint, source: str | Path) -> None:
+        """Go on from a checkpoint. Raises UserError where it is of another detector."""
+        load_weights(self.model, checkpoint.model, source)
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        try:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{source}: its optimiser does not fit these settings: {error}") from error
+        for group, mine in zip(self.optimizer.param_groups, settings, strict=True):
+            group |= mine  # rates may have been changed on purpose
+        if checkpoint.scaler and self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.scaler)
+        self.step_count, self.skipped = checkpoint.step, checkpoint.skipped
+        set_rate(self.optimizer, rate_factor(max(self.step_count - 1, 0), self.steps_per_epoch, self.config))
         if self.ema is not None:
-            self.ema.module.load_state_dict(checkpoint.ema)
-            self.ema.n_averaged.fill_(checkpoint.step)
+            load_weights(self.ema.module, checkpoint.weights, source)
+            self.ema.n_averaged.fill_(checkpoint.step - checkpoint.skipped)
 
 
 def follow(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
@@ -136,10 +209,12 @@ def follow(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]
     return move
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Let what a step draws inside the model (dropout) follow from the seed, the step and the process alone."""
-    state = np.random.SeedSequence((seed, step, distributed.rank())).generate_state(1, np.uint64)
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Let what a step draws (dropout) follow from the seed, the step and the process alone, whatever draws it."""
+    state = np.random.SeedSequence((seed, step, rank)).generate_state(2, np.uint64)
     torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]) % 2**32)
+    random.seed(int(state[1]))
 
 
 def parallel(model: nn.Module, device: torch.device) -> nn.Module:
@@ -157,4 +232,5 @@ def by_name(losses: Losses) -> dict[str, Tensor]:
 def add(losses: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     if len(losses) == 1:
         return losses[0]
-    return {name: torch.stack([part[name] for part in losses]).sum(0) for name in losses[0]}
+    names = min(losses, key=len)  # of a part without a matching there is but the loss
+    return {name: torch.stack([part[name] for part in losses]).sum(0) for name in names}

@@ -48,21 +48,30 @@ class Data:
     def categories(self) -> Categories:
         return self.train.categories
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """What tells these annotations from others."""
+        return {"train": self.train.digest, "val": self.validation.split.digest}
+
 
 def load_data(config: Config) -> Data:
     """Read both splits; the validation split has the categories of the training split."""
     root = distributed.on_main(lambda: resolve_root(config.data.root)) or resolve_root(config.data.root)
-    train = load_split(root, "train")
-    batches = train_loader(
-        DetectionDataset(train, config.data, config.train.seed, train=True),
-        batch_size=config.train.batch_size,
-        accumulate=config.train.accumulate,
-        rank=distributed.rank(),
-        world=distributed.world(),
-        workers=config.data.workers,
-        seed=config.train.seed,
-    )
-    return Data(train, batches, load_validation(config, train.categories, root))
+
+    def read() -> Data:
+        train = load_split(root, "train")
+        batches = train_loader(
+            DetectionDataset(train, config.data, config.train.seed, train=True),
+            batch_size=config.train.batch_size,
+            accumulate=config.train.accumulate,
+            rank=distributed.rank(),
+            world=distributed.world(),
+            workers=config.data.workers,
+            seed=config.train.seed,
+        )
+        return Data(train, batches, load_validation(config, train.categories, root))
+
+    return distributed.together(read)
 
 
 def load_validation(config: Config, categories: Categories, root: Path | None = None) -> Validation:
@@ -95,16 +104,22 @@ def samples(model: nn.Module) -> bool:
     return any(isinstance(module, DeformableAttention) for module in model.modules())
 
 
-def begin(model: nn.Module, config: Config, categories: Categories, init_from: str | Path | None) -> str:
+def begin(
+    model: nn.Module, config: Config, categories: Categories, init_from: str | Path | None, *, trust: bool = False
+) -> str:
     """Give a new detector the weights that a training begins with, and say in a few words which."""
     if init_from is None:
         distributed.on_main(lambda: fetch_weights(model, config))  # other processes get a copy when they join
         source = {"none": "", "default": ", the backbone's from ImageNet"}
         return "random" + source.get(config.backbone.weights, f", the backbone's from {config.backbone.weights}")
-    checkpoint = load_checkpoint(init_from)
-    new = [name for name in categories.names if name not in checkpoint.category_names]
-    load_weights(model, for_classes(checkpoint, categories.names, model.state_dict()), init_from)
-    return f"{init_from}, epoch {checkpoint.epoch}" + (f"; new classes begin at random: {shorten(new)}" if new else "")
+
+    def load() -> str:
+        checkpoint = load_checkpoint(init_from, trust=trust)
+        new = [name for name in categories.names if name not in checkpoint.category_names]
+        load_weights(model, for_classes(checkpoint, categories.names, model.state_dict()), init_from)
+        return f"{init_from}, epoch {checkpoint.epoch}" + (f"; new classes begin at random: {shorten(new)}" if new else "")
+
+    return distributed.together(load)
 
 
 def shorten(names: Sequence[str], limit: int = 8) -> str:

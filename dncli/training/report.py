@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,7 +50,7 @@ class Report:
             return
         console.print(text, highlight=False, markup=False, soft_wrap=True)
         if self.log is not None:
-            with open(self.log, "a") as file:
+            with contextlib.suppress(OSError), open(self.log, "a") as file:  # a full disk must not hide what is said of it
                 file.write(text + "\n")
 
     def track(self, items: Sequence[T], title: str) -> Iterator[T]:
@@ -79,7 +80,7 @@ class Waiting(Iterable[T]):
     """Passes items on and keeps the time that was spent waiting for them, in seconds."""
 
     def __init__(self, items: Iterable[T]):
-        self.items, self.seconds, self.start = items, 0.0, perf_counter()
+        self.items, self.seconds = items, 0.0
 
     def __iter__(self) -> Iterator[T]:
         items = iter(self.items)
@@ -92,10 +93,6 @@ class Waiting(Iterable[T]):
             finally:
                 self.seconds += perf_counter() - asked
             yield item
-
-    @property
-    def share(self) -> float:
-        return self.seconds / max(perf_counter() - self.start, 1e-9)
 
 
 def plan(config: Config, data: Data, model: nn.Module, weights: str, device: torch.device, out: Path) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +22,9 @@ import numpy as np
 from dncli.analysis import Matches
 from dncli.console import UserError
 from dncli.settings import dump
+from dncli.training.checkpoint import Checkpoint, save_checkpoint
 
+UNFINISHED = ".dndetr-unfinished"
 FOLDERS = ("checkpoints", "matches", "plots", "predictions", "eval")
 
 
@@ -36,6 +40,16 @@ class Run:
     @property
     def last(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one, should that be damaged."""
+        return self.path / "checkpoints" / "previous.pt"
+
+    @property
+    def nonfinite(self) -> Path:
+        """Batches whose loss or gradient was not finite."""
+        return self.path / "nonfinite"
 
     @property
     def best(self) -> Path:
@@ -62,6 +76,17 @@ class Run:
     def detections(self) -> Path:
         """COCO results of the best epoch."""
         return self.path / "eval" / "detections.json"
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """What cannot be written becomes a UserError. The checkpoints that were there are there still."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written: {error.strerror or error}; make room, then go on with: "
+                f"dndetr train --resume {self.path}"
+            ) from error
 
     def matches(self, epoch: int) -> Path:
         return self.path / "matches" / f"epoch_{epoch:03d}.npz"
@@ -90,7 +115,7 @@ def check_free(path: Path, *, overwrite: bool) -> None:
     """Refuse a folder that holds anything, unless it is a run that may be overwritten. Nothing is changed."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; give a folder with --out")
-    if not path.exists() or not any(path.iterdir()):
+    if not path.exists() or not any(path.iterdir()) or (path / UNFINISHED).exists():
         return
     if not overwrite:
         raise UserError(
@@ -100,24 +125,31 @@ def check_free(path: Path, *, overwrite: bool) -> None:
         raise UserError(f"{path}: does not look like a run (no config.yaml), so --overwrite does not remove it")
 
 
-def create_run(path: Path, tree: dict[str, Any], *, room: int, overwrite: bool) -> Run:
-    """Make the folder with its settings and environment, sure that `room` bytes of checkpoints will fit.
+def create_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room: int, overwrite: bool) -> Run:
+    """Make the folder with its settings, environment and first checkpoint, sure that `room` bytes of them will fit.
 
-    Until then an older run in the same place stays untouched.
+    Until then an older run in the same place stays untouched. config.yaml comes last: where it is, there is something to
+    resume. A folder that was left half made is known by its mark, and may be used again.
     """
     check_free(path, overwrite=overwrite)
     parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
     probe(parent, room)
+    run = Run(path)
     try:
-        if path.exists() and any(path.iterdir()):
-            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / UNFINISHED).touch()
+        for old in path.iterdir():
+            if old.name != UNFINISHED:
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         for folder in FOLDERS:
-            (path / folder).mkdir(parents=True, exist_ok=True)
-        (path / "config.yaml").write_text(dump(tree))
-        (path / "env.json").write_text(json.dumps(environment(), indent=2) + "\n")
+            (path / folder).mkdir()
+        replace_text(path / "env.json", json.dumps(environment(), indent=2) + "\n")
+        save_checkpoint(run.last, checkpoint)
+        replace_text(path / "config.yaml", dump(tree))
+        (path / UNFINISHED).unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another folder with --out") from error
-    return Run(path)
+    return run
 
 
 def reopen_run(path: Path, tree: dict[str, Any], epoch: int, *, room: int) -> Run:
@@ -125,6 +157,7 @@ def reopen_run(path: Path, tree: dict[str, Any], epoch: int, *, room: int) -> Ru
     run = Run(path)
     probe(path, room)
     try:
+        (path / UNFINISHED).unlink(missing_ok=True)  # all that was left to do was to take the mark away
         for folder in FOLDERS:
             (path / folder).mkdir(exist_ok=True)
         replace_text(path / "config.yaml", dump(tree))
@@ -158,18 +191,20 @@ def probe(folder: Path, room: int) -> None:
 def write_records(run: Run, records: list[dict[str, Any]]) -> None:
     """metrics.jsonl and metrics.csv, each replaced whole."""
     replace_text(run.metrics, "".join(json.dumps(record) + "\n" for record in records))
-    columns = list(dict.fromkeys(name for record in records for name in record))
-    temporary = run.path / ".metrics.csv.partial"
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(records)
-    os.replace(temporary, run.path / "metrics.csv")
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for record in records for name in record)))
+    writer.writeheader()
+    writer.writerows(records)
+    replace_text(run.path / "metrics.csv", table.getvalue())
 
 
 def replace_text(path: Path, text: str) -> None:
+    """Replace the file at `path`: it holds the old text or the new one at every moment, also after a power cut."""
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
+    with open(temporary, "w", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
@@ -180,6 +215,7 @@ def environment() -> dict[str, Any]:
     packages = ("dndetr", "torch", "torchvision", "numpy", "pycocotools", "scipy", "pillow")
     return {
         "command": sys.argv,
+        "launch": launch(),
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in packages}},
         "platform": platform.platform(),
         "cpu_threads": torch.get_num_threads(),
@@ -187,6 +223,22 @@ def environment() -> dict[str, Any]:
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "git_commit": git_commit(Path(__file__).resolve().parents[2]),
     }
+
+
+def launch() -> str | None:
+    """Which torchrun started this process: its --rdzv-id where it has one of its own, else the process that it is."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"process {os.getppid()}" if name == "none" else name
+
+
+def restarted(path: Path) -> bool:
+    """Whether torchrun has started this training again (--max-restarts) after it had begun the run in `path`."""
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) or not (path / "config.yaml").is_file():
+        return False
+    try:
+        return json.loads((path / "env.json").read_text())["launch"] == launch()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def package_version(name: str) -> str | None:

@@ -302,7 +302,7 @@ def trained(monkeypatch):
     return calls
 
 
-NOTHING = {"resume": None, "init_from": None, "overwrite": False}
+NOTHING = {"resume": None, "init_from": None, "overwrite": False, "allow_change": [], "trust": False}
 
 
 def test_train_alone_takes_the_default_preset(main, trained):
@@ -316,7 +316,7 @@ def test_train_with_everything(main, trained, tmp_path):
     assert main(*arguments).code == 0
     ((resolved, out, options),) = trained
     assert (resolved.config.train.lr, resolved.config.noise, resolved.config.host.name) == (3.0, None, "dab_detr")
-    assert (out, options) == (Path("runs/mine"), {"resume": None, "init_from": Path("old"), "overwrite": True})
+    assert (out, options) == (Path("runs/mine"), {**NOTHING, "init_from": Path("old"), "overwrite": True})
     assert main("train", "--out", "here").code == 0
     assert trained[1][1] == Path("here")
 
@@ -324,21 +324,23 @@ def test_train_with_everything(main, trained, tmp_path):
 def test_train_goes_on_with_the_settings_of_the_run(main, trained, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("extends: dn-dab-tiny\ntrain: {seed: 5}\n")
-    assert main("train", "--resume", "run", "train.epochs=99").code == 0
+    assert main("train", "--resume", "run", "train.epochs=99", "--allow-change", "train.lr", "--trust-pickle").code == 0
     ((resolved, out, options),) = trained
     assert (resolved.config.train.seed, resolved.config.train.epochs) == (5, 99)
-    assert (out, options) == (Path("run"), {**NOTHING, "resume": Path("run")})
+    assert (out, options) == (None, {**NOTHING, "resume": Path("run"), "allow_change": ["train.lr"], "trust": True})
+    assert main("train", "--resume", "run/checkpoints/previous.pt").code == 0
+    assert trained[1][0].config.train.seed == 5
 
 
 def test_eval_and_predict_hand_on_what_they_were_given(main, monkeypatch):
     calls = []
-    monkeypatch.setattr("dncli.training.commands.evaluate_command", lambda *a: calls.append(a))
-    monkeypatch.setattr("dncli.predict.predict", lambda *a: calls.append(a))
+    monkeypatch.setattr("dncli.training.commands.evaluate_command", lambda *a, **options: calls.append((*a, options)))
+    monkeypatch.setattr("dncli.predict.predict", lambda *a, **options: calls.append((*a, options)))
     assert main("eval", "--ckpt", "run", "eval.top=9", "--json", "n.json").code == 0
-    assert main("predict", "--ckpt", "run", "a.jpg", "b", "--out", "o").code == 0
+    assert main("predict", "--ckpt", "run", "a.jpg", "b", "--out", "o", "--trust-pickle").code == 0
     assert calls == [
-        (Path("run"), ["eval.top=9"], Path("n.json")),
-        (Path("run"), [Path("a.jpg"), Path("b")], Path("o"), 0.3),
+        (Path("run"), ["eval.top=9"], Path("n.json"), {"trust": False}),
+        (Path("run"), [Path("a.jpg"), Path("b")], Path("o"), 0.3, {"trust": True}),
     ]
 
 

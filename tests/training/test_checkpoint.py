@@ -7,22 +7,13 @@ import torch
 
 from dncli.console import UserError
 from dncli.training.checkpoint import (
-    Checkpoint,
     checkpoint_bytes,
     for_classes,
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
-from tests.training.tiny import tiny_config, tiny_model
-
-
-def checkpoint(epoch: int = 1, **other) -> Checkpoint:
-    values = dict(
-        model={"w": torch.arange(3.0)}, ema=None, optimizer={}, scaler={}, epoch=epoch, step=5, best_ap=0.5,
-        config={"train": {"lr": 1e-4}}, category_ids=[3], category_names=["x"],
-    )  # fmt: skip
-    return Checkpoint(**{**values, **other})
+from tests.training.tiny import checkpoint, tiny_config, tiny_model
 
 
 def test_it_comes_back_without_running_code(tmp_path):
@@ -96,8 +87,8 @@ def other_format(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (foreign, "could run code"),
-        (plain_pickle, "could run code"),
+        (foreign, "can run code"),
+        (plain_pickle, "can run code"),
         (cut_off, "not a whole checkpoint"),
         (lambda path: path.write_bytes(b""), "not a whole checkpoint"),
         (lambda path: path.write_text("hello, no checkpoint here"), "not a"),

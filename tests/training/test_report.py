@@ -189,4 +189,3 @@ def test_waiting_counts_only_the_time_of_the_source():
     for _ in waiting:
         time.sleep(0.2)
     assert 0.1 <= waiting.seconds < 0.4
-    assert 0.05 < waiting.share < 0.7

@@ -11,12 +11,14 @@ import yaml
 from dncli.analysis import Matches
 from dncli.console import UserError
 from dncli.training.run import Run, check_free, create_run, reopen_run
+from tests.training.tiny import checkpoint
 
 TREE = {"train": {"lr": 1e-4}}
+FIRST = checkpoint()
 
 
 def test_a_new_run_has_its_settings_and_environment(tmp_path):
-    run = create_run(tmp_path / "a" / "run", TREE, room=100, overwrite=False)
+    run = create_run(tmp_path / "a" / "run", TREE, FIRST, room=100, overwrite=False)
     assert yaml.safe_load((run.path / "config.yaml").read_text()) == TREE
     environment = json.loads((run.path / "env.json").read_text())
     assert {"command", "versions", "platform", "git_commit"} <= environment.keys()
@@ -31,21 +33,21 @@ def test_a_new_run_has_its_settings_and_environment(tmp_path):
 
 
 def test_a_folder_with_anything_in_it_is_refused(tmp_path):
-    create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
     with pytest.raises(UserError, match="--resume .* or replace it with --overwrite"):
-        create_run(tmp_path / "run", {}, room=1, overwrite=False)
+        create_run(tmp_path / "run", {}, FIRST, room=1, overwrite=False)
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == TREE
 
 
 def test_overwriting_replaces_a_run_and_nothing_else(tmp_path):
-    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    run = create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
     run.record({"epoch": 1})
-    create_run(tmp_path / "run", TREE, room=1, overwrite=True)
+    create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=True)
     assert run.records() == []
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(UserError, match="does not look like a run"):
-        create_run(tmp_path / "home", TREE, room=1, overwrite=True)
+        create_run(tmp_path / "home", TREE, FIRST, room=1, overwrite=True)
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
 
 
@@ -88,18 +90,18 @@ def full_disk(monkeypatch):
 
 
 def test_a_full_disk_is_found_before_the_old_run_is_removed(tmp_path, monkeypatch):
-    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    run = create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
     run.record({"epoch": 1})
     full_disk(monkeypatch)
     with pytest.raises(UserError, match=r"cannot hold the run's checkpoints \(4 MiB\): No space left"):
-        create_run(tmp_path / "run", TREE, room=2**22, overwrite=True)
+        create_run(tmp_path / "run", TREE, FIRST, room=2**22, overwrite=True)
     assert run.records() == [{"epoch": 1}]
     assert not list(tmp_path.rglob(".dndetr-probe*"))
-    create_run(tmp_path / "small", TREE, room=2**21, overwrite=False)
+    create_run(tmp_path / "small", TREE, FIRST, room=2**21, overwrite=False)
 
 
 def test_a_full_disk_is_found_before_going_on(tmp_path, monkeypatch):
-    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    run = create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
     full_disk(monkeypatch)
     with pytest.raises(UserError, match="cannot hold the run's checkpoints"):
         reopen_run(run.path, TREE, 1, room=2**22)
@@ -114,17 +116,17 @@ def test_a_read_only_place_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.open", refuse)
     monkeypatch.setattr("pathlib.Path.unlink", refuse)
     with pytest.raises(UserError, match="cannot hold the run's checkpoints .*: Read-only file system"):
-        create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+        create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
 
 
 def test_an_unwritable_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written|cannot hold"):
-        create_run(tmp_path / "file" / "run", TREE, room=1, overwrite=False)
+        create_run(tmp_path / "file" / "run", TREE, FIRST, room=1, overwrite=False)
 
 
 def test_metrics_are_kept_as_lines_and_as_a_table(tmp_path):
-    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    run = create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
     run.record({"epoch": 1, "loss": 2.5, "ap": None})
     run.record({"epoch": 2, "loss": 1.5, "ap": 0.25})
     assert [json.loads(line)["epoch"] for line in run.metrics.read_text().splitlines()] == [1, 2]
@@ -136,7 +138,7 @@ def test_metrics_are_kept_as_lines_and_as_a_table(tmp_path):
 
 
 def test_resuming_drops_what_belongs_to_no_checkpoint(tmp_path):
-    run = create_run(tmp_path / "run", TREE, room=1, overwrite=False)
+    run = create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
     for epoch in (1, 2, 3):
         run.record({"epoch": epoch})
         run.save_matches(epoch, Matches(np.array([1]), np.array([[epoch]], dtype=np.int32)))

@@ -13,6 +13,7 @@ from torch import nn
 
 from dncli.config import Config, DataConfig, EvalConfig, TrainConfig
 from dncli.presets import Resolved, to_tree
+from dncli.training.checkpoint import Checkpoint
 from models.backbone import BackboneConfig
 from models.deformable_detr import DeformableDetrConfig
 from models.denoising.noise import NoiseConfig
@@ -118,3 +119,13 @@ def write_dataset(root: Path, train: int = 10, val: int = 6) -> Path:
 
 def resolved(config: Config) -> Resolved:
     return Resolved(config, {}, to_tree(config))
+
+
+def checkpoint(epoch: int = 1, **other) -> Checkpoint:
+    """The least that is a checkpoint."""
+    values = dict(
+        model={"w": torch.arange(3.0)}, ema=None, optimizer={}, scaler={}, epoch=epoch, step=5, steps_per_epoch=5, skipped=0,
+        begun={}, best_ap=0.5, config={"train": {"lr": 1e-4}}, category_ids=[3], category_names=["x"],
+        data={"train": "0", "val": "1"},
+    )  # fmt: skip
+    return Checkpoint(**{**values, **other})

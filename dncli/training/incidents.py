@@ -1,0 +1,166 @@
+"""Steps whose loss or gradient was not finite: kept in a file, and computed again to see where it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dncli.config import Config
+from dncli.console import UserError
+from dncli.presets import from_tree, to_tree
+from dncli.tasks import Detection
+from dncli.training import distributed
+from dncli.training.checkpoint import load_weights
+from dncli.training.learner import Incident, seed_step
+from dncli.training.precision import autocast, check_precision, in_fp32
+from dncli.training.prepare import Data
+from dncli.training.run import Run
+from dncli.training.values import load_values, save_values
+from models import native
+from models.criterion import Criterion
+from models.hosts import build_detector
+from models.matcher import Matcher
+from models.structures import Images, Output, Target
+
+KIND = "dndetr incident 1"
+
+
+def keeper(config: Config, data: Data, steps_per_epoch: int, run: Run) -> Callable[[Incident], str]:
+    """What a learner tells its incidents to: it keeps them in the run's folder, and says in a few words where.
+
+    Of several processes those keep their share whose loss it was, or all where it was the gradient.
+    """
+
+    def keep(incident: Incident) -> str:
+        anyones = any(distributed.gather(incident.ours))
+        if anyones and not incident.ours:
+            return ""
+        rank = distributed.rank()
+        path = run.nonfinite / f"step_{incident.step:06d}_process_{rank}.pt"
+        parts = [
+            {
+                "pixels": images.pixels.cpu(),
+                "padding": None if images.padding is None else images.padding.cpu(),
+                "targets": [(t.labels.cpu(), t.boxes.cpu(), t.image_id, list(t.size)) for t in targets],
+            }
+            for images, targets in incident.parts
+        ]
+        values = {
+            "kind": KIND,
+            "step": incident.step,
+            "epoch": (incident.step - 1) // steps_per_epoch + 1,
+            "rank": rank,
+            "reason": incident.reason,
+            "losses": {name: value.cpu() for name, value in incident.losses.items()},
+            "parts": parts,
+            "objects": incident.objects,
+            "model": incident.model.state_dict(),
+            "config": to_tree(config),
+            "classes": len(data.categories),
+            "checkpoint": str(run.last),
+        }
+        try:
+            run.nonfinite.mkdir(exist_ok=True)
+            save_values(path, values)
+        except OSError as error:
+            return f"the batch could not be kept: {error.strerror or error}"
+        return f"look into it with: dndetr doctor --replay {path} (the last good checkpoint is {run.last})"
+
+    return keep
+
+
+def replay(path: str | Path) -> list[str]:
+    """Compute a kept step again on this machine; what was found, line by line. Raises UserError for other files."""
+    values, _ = load_values(Path(path))
+    if not isinstance(values, dict) or values.get("kind") != KIND:
+        raise UserError(f"{path}: not a batch that a training kept (nonfinite/*.pt in a run folder)")
+    config = from_tree(values["config"], str(path))
+    with distributed.processes("auto") as device:
+        check_precision(config, device)
+        native.choose(config.op)
+        model = build_detector(config.host, config.backbone, values["classes"])
+        load_weights(model, values["model"], path)
+        lines = [
+            f"step {values['step']} of epoch {values['epoch']}, process {values['rank']}: {values['reason']}",
+            f"images: {', '.join(str(t[2]) for part in values['parts'] for t in part['targets'])}",
+            f"the last good checkpoint then: {values['checkpoint']}",
+            f"computed again on {device.type} in {config.train.precision}:",
+        ]
+        lines += losses_there(values["losses"])
+        return lines + [f"  {line}" for line in findings(values, config, model.to(device).train(), device)]
+
+
+def losses_there(losses: dict[str, Tensor]) -> list[str]:
+    bad = [name for name, value in losses.items() if not value.isfinite()]
+    return [f"  losses that were not finite: {', '.join(bad)}"] if bad else []
+
+
+def findings(values: dict[str, Any], config: Config, model: nn.Module, device: torch.device) -> list[str]:
+    """The first place where something is not finite, in the order of the computation."""
+    spoiled = [name for name, tensor in model.state_dict().items() if not finite(tensor)]
+    if spoiled:
+        return [f"the weights themselves are not finite: {', '.join(spoiled[:5])}"]
+    task = Detection(config.noise, values["classes"], config.train.seed).at(values["epoch"])
+    criterion = Criterion(config.loss, Matcher(config.match))
+    seed_step(config.train.seed, values["step"] - 1, values["rank"])
+    objects = torch.tensor(values["objects"], device=device)
+    for part in values["parts"]:
+        images = Images(part["pixels"], part["padding"]).to(device)
+        targets = [Target(labels, boxes, i, tuple(size)).to(device) for labels, boxes, i, size in part["targets"]]
+        if not finite(images.pixels):
+            return ["the pixels are not finite"]
+        if odd := [t.image_id for t in targets if not finite(t.boxes)]:
+            return [f"the boxes of image {odd[0]} are not finite"]
+        known, wanted = task(targets)
+        with watching(model) as seen, autocast(config.train.precision, device):
+            output = model(images, known)
+        if seen:
+            return [f"the first module whose output is not finite: {seen[0]}"]
+        losses = criterion(in_fp32(output), wanted, objects)
+        if bad := [name for name, value in losses.parts.items() if not value.isfinite()]:
+            return [f"every module's output is finite, these losses are not: {', '.join(bad)}"]
+        losses.total.backward()
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not finite(p.grad)]
+    if bad:
+        return [f"outputs and losses are finite, the gradient is not; nearest to the losses: {', '.join(bad[::-1][:5])}"]
+    return ["everything is finite here: the fault needs the machine, the precision or the number of processes of the training"]
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[list[str]]:
+    """The names of modules whose outputs are not finite, in the order in which they are done: the innermost first."""
+    seen: list[str] = []
+
+    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not all(finite(tensor) for tensor in tensors(output)):
+                seen.append(f"{name or 'the detector'} ({type(module).__name__})")
+
+        return hook
+
+    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in an output, however it is packed."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Output):
+        yield from (value.logits, value.boxes, value.anchors)
+    elif isinstance(value, (tuple, list)):
+        for inner in value:
+            yield from tensors(inner)
+
+
+def finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())

@@ -1,0 +1,143 @@
+"""Files of tensors and plain values: written whole or not at all, checked by a digest, read without running code.
+
+A file is what torch.save writes, so that torch.load(weights_only=True) opens it anywhere, and behind it the SHA-256 of that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import warnings
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from dncli.console import UserError
+
+MARK = b"\ndndetr sha256 "
+TRAILER = len(MARK) + hashlib.sha256().digest_size
+
+
+def save_values(path: Path, values: dict[str, Any], previous: Path | None = None) -> None:
+    """Replace the file at `path`: whatever happens on the way, it holds the old values or the new ones.
+
+    The old ones stay as `previous` where that is given. Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with open(temporary, "wb") as file:
+            hashed = Hashed(file)
+            try:
+                torch.save(values, hashed)
+            except RuntimeError as error:  # torch's own words for a write that failed
+                raise hashed.failure or error from error
+            file.write(MARK + hashed.hash.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            keep(path, previous)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+class Hashed:
+    """Passes on what is written, with its SHA-256. Keeps the error of a write, which torch would not tell."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.hash, self.failure = file, hashlib.sha256(), None
+
+    def write(self, block: bytes) -> int:
+        self.hash.update(block)
+        try:
+            return self.file.write(block)
+        except OSError as error:
+            self.failure = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def keep(path: Path, previous: Path) -> None:
+    """Give the file a second name, as a copy where the file system has no such thing; `path` is there at every moment."""
+    temporary = previous.with_name(f".{previous.name}.partial")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, previous)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut, where folders can be opened (not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Damaged(UserError):
+    """The file is not what was written."""
+
+
+def load_values(path: Path, *, trust: bool = False) -> tuple[Any, bool]:
+    """What a file holds, on the CPU, and whether it has the digest of `save_values`; `trust` opens files that can run code.
+
+    Raises Damaged where the file is not whole, UserError where it cannot be read or is not trusted.
+    """
+    try:
+        signed = is_signed(path)
+        with warnings.catch_warnings(action="ignore"):  # what torch thinks of other tools' files
+            return torch.load(path, map_location="cpu", weights_only=not trust), signed
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        if trust or not is_pickle(path):
+            raise Damaged(f"{path}: {NOT_WHOLE}") from error
+        raise UserError(
+            f"{path}: holds more than tensors and plain values, and opening that can run code; --trust-pickle opens it, "
+            "if you trust who made it"
+        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # of a file that is no pickle torch may raise anything
+        raise Damaged(f"{path}: {NOT_WHOLE}") from error
+
+
+NOT_WHOLE = "not a whole checkpoint (empty, cut off, or another kind of file)"
+
+
+def is_signed(path: Path) -> bool:
+    """Whether there is a digest at the end of the file. Raises Damaged where it belongs to other content."""
+    size = path.stat().st_size - TRAILER
+    if size < 0:
+        return False
+    with open(path, "rb") as file:
+        file.seek(size)
+        mark, digest = file.read(len(MARK)), file.read()
+        if mark != MARK:
+            return False
+        file.seek(0)
+        found = hashlib.sha256()
+        while size:
+            block = file.read(min(size, 2**20))
+            found.update(block)
+            size -= len(block)
+    if found.digest() != digest:
+        raise Damaged(f"{path}: damaged: its content is not what was written (the SHA-256 at its end differs)")
+    return True
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether the file is at least of the kind that torch or pickle write."""
+    with open(path, "rb") as file:
+        return file.read(2)[:1] == b"\x80" or zipfile.is_zipfile(path)
