@@ -249,11 +249,21 @@ def info(
 @app.command()
 def doctor(
     op: Annotated[str, typer.Option(metavar="auto|native|torch", help="As in the setting op.")] = "auto",
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Compute a step again that was not finite, and say where it begins.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Say what is installed here, which devices and compilers there are, and how deformable attention is computed.
 
     Example: [bold]dndetr doctor[/bold]
     """
+    if replay is not None:
+        from dncli.training.incidents import replay as compute_again
+
+        return console.print("\n".join(compute_again(replay)), markup=False, soft_wrap=True)
     from models.native import CHOICES
 
     if op not in CHOICES:

@@ -36,8 +36,8 @@ def evaluate_command(
     counter_class(config.eval.counter)  # must be installed
     with distributed.processes(config.train.device, config.train.timeout) as device:
         check_precision(config, device)
-        model = load_detector(checkpoint, config, ckpt, device)
-        validation = load_validation(config, categories_of(checkpoint))
+        model = distributed.together(lambda: load_detector(checkpoint, config, ckpt, device))
+        validation = distributed.together(lambda: load_validation(config, categories_of(checkpoint)))
         report = Report()
         evaluation = evaluate(
             model,

@@ -18,7 +18,7 @@ from dncli.training import distributed
 from dncli.training.checkpoint import load_weights
 from dncli.training.learner import Incident, seed_step
 from dncli.training.precision import autocast, check_precision, in_fp32
-from dncli.training.prepare import Data
+from dncli.training.prepare import Data, shorten
 from dncli.training.run import Run
 from dncli.training.values import load_values, save_values
 from models import native
@@ -75,7 +75,7 @@ def keeper(config: Config, data: Data, steps_per_epoch: int, run: Run) -> Callab
 
 
 def replay(path: str | Path) -> list[str]:
-    """Compute a kept step again on this machine; what was found, line by line. Raises UserError for other files."""
+    """Compute a kept step again on this machine; what it was and what was found, line by line. UserError for other files."""
     values, _ = load_values(Path(path))
     if not isinstance(values, dict) or values.get("kind") != KIND:
         raise UserError(f"{path}: not a batch that a training kept (nonfinite/*.pt in a run folder)")
@@ -89,22 +89,16 @@ def replay(path: str | Path) -> list[str]:
             f"step {values['step']} of epoch {values['epoch']}, process {values['rank']}: {values['reason']}",
             f"images: {', '.join(str(t[2]) for part in values['parts'] for t in part['targets'])}",
             f"the last good checkpoint then: {values['checkpoint']}",
-            f"computed again on {device.type} in {config.train.precision}:",
         ]
-        lines += losses_there(values["losses"])
-        return lines + [f"  {line}" for line in findings(values, config, model.to(device).train(), device)]
+        found = findings(values, config, model.to(device).train(), device)
+        return [*lines, f"computed again on {device.type} in {config.train.precision}: {found}"]
 
 
-def losses_there(losses: dict[str, Tensor]) -> list[str]:
-    bad = [name for name, value in losses.items() if not value.isfinite()]
-    return [f"  losses that were not finite: {', '.join(bad)}"] if bad else []
-
-
-def findings(values: dict[str, Any], config: Config, model: nn.Module, device: torch.device) -> list[str]:
+def findings(values: dict[str, Any], config: Config, model: nn.Module, device: torch.device) -> str:
     """The first place where something is not finite, in the order of the computation."""
     spoiled = [name for name, tensor in model.state_dict().items() if not finite(tensor)]
     if spoiled:
-        return [f"the weights themselves are not finite: {', '.join(spoiled[:5])}"]
+        return f"the weights themselves are not finite: {shorten(spoiled)}"
     task = Detection(config.noise, values["classes"], config.train.seed).at(values["epoch"])
     criterion = Criterion(config.loss, Matcher(config.match))
     seed_step(config.train.seed, values["step"] - 1, values["rank"])
@@ -112,23 +106,22 @@ def findings(values: dict[str, Any], config: Config, model: nn.Module, device: t
     for part in values["parts"]:
         images = Images(part["pixels"], part["padding"]).to(device)
         targets = [Target(labels, boxes, i, tuple(size)).to(device) for labels, boxes, i, size in part["targets"]]
-        if not finite(images.pixels):
-            return ["the pixels are not finite"]
-        if odd := [t.image_id for t in targets if not finite(t.boxes)]:
-            return [f"the boxes of image {odd[0]} are not finite"]
+        for pixels, target in zip(images.pixels, targets, strict=True):
+            if not finite(pixels) or not finite(target.boxes):
+                return f"the {'boxes' if finite(pixels) else 'pixels'} of image {target.image_id} are not finite"
         known, wanted = task(targets)
         with watching(model) as seen, autocast(config.train.precision, device):
             output = model(images, known)
         if seen:
-            return [f"the first module whose output is not finite: {seen[0]}"]
+            return f"the first module whose output is not finite is {seen[0]}"
         losses = criterion(in_fp32(output), wanted, objects)
         if bad := [name for name, value in losses.parts.items() if not value.isfinite()]:
-            return [f"every module's output is finite, these losses are not: {', '.join(bad)}"]
+            return f"every module's output is finite, these losses are not: {shorten(bad)}"
         losses.total.backward()
     bad = [name for name, p in model.named_parameters() if p.grad is not None and not finite(p.grad)]
     if bad:
-        return [f"outputs and losses are finite, the gradient is not; nearest to the losses: {', '.join(bad[::-1][:5])}"]
-    return ["everything is finite here: the fault needs the machine, the precision or the number of processes of the training"]
+        return f"outputs and losses are finite, the gradient is not; nearest to the losses: {shorten(bad[::-1])}"
+    return "everything is finite here: the fault needs the machine, the precision or the number of processes of the training"
 
 
 @contextmanager

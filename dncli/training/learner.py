@@ -31,6 +31,7 @@ from models.structures import Images, Target
 
 logger = logging.getLogger("dndetr")
 REMEDY = "try a lower train.lr, more train.warmup_steps or train.precision=fp32"
+SHOWN = 8  # image ids in a message
 SMALLEST_SCALE = 1e-3  # of fp16 losses: what still overflows then is hopeless
 
 
@@ -162,7 +163,8 @@ class Learner:
         """Tell of a step that was left out. Raises NotFinite where there were too many."""
         self.skipped += 1
         ids = [target.image_id for _, targets in incident.parts for target in targets]
-        what = f"step {incident.step}: {incident.reason} (image ids {ids}), no weight was changed"
+        shown = ", ".join(map(str, ids[:SHOWN])) + ("" if len(ids) <= SHOWN else f" and {len(ids) - SHOWN} more")
+        what = f"step {incident.step}: {incident.reason} (image ids {shown}), no weight was changed"
         kept = self.tell(incident)
         if self.skipped > self.config.skip_nonfinite:
             raise NotFinite(f"{what}; {REMEDY}{kept and f'; {kept}'}")

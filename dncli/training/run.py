@@ -176,6 +176,8 @@ def probe(folder: Path, room: int) -> None:
     block = os.urandom(2**20)
     try:
         with open(file, "wb") as handle:
+            with contextlib.suppress(OSError):  # where open files may be removed, not even a kill leaves it behind
+                file.unlink()
             for start in range(0, room, len(block)):
                 handle.write(block[: room - start])
     except OSError as error:
