@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,7 @@ from dncli import __version__
 from dncli.console import UserError, console, fail, listen
 
 DEFAULT_PRESET = "dn-deform-tiny"
+PATIENCE = 10  # seconds; who leaves at once would have the first process ended before it speaks
 EXIT_DEFECTS, EXIT_USER, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
@@ -46,7 +48,9 @@ def main() -> None:
             traceback.print_exc()
         if isinstance(error, UserError):
             others_tell = os.environ.get("LOCAL_RANK", "0") != "0" and not error.alone
-            code = error.code if others_tell else say(error.code, *error.lines)
+            if others_tell:
+                time.sleep(PATIENCE)  # torchrun ends this process when the first one has told it
+            code = say(error.code, *error.lines)
         elif isinstance(error, usage_error):
             code = say(EXIT_USER, *usage(error, arguments))
         elif isinstance(error, typer.Abort):

@@ -156,7 +156,13 @@ class Batches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Part]:
-        for batch in self.loader:
+        # Workers start here. A signal that reached one before it is told to leave signals would end it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT)
+        try:
+            batches = iter(self.loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for batch in batches:
             if isinstance(batch, Refusal):
                 raise UserError(*batch.lines)
             yield unpacked(batch)
@@ -166,8 +172,11 @@ def leave_signals(worker: int) -> None:
     """Ctrl-C and SIGTERM, which reach a whole group of processes, are answered by the main one: the step that it finishes
     needs its workers. They end with it.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in LEFT:
         signal.signal(number, signal.SIG_IGN)
+
+
+LEFT = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)

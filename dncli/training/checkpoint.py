@@ -94,7 +94,8 @@ def find_checkpoint(path: Path, prefer: str) -> Path:
     candidates = [path / "checkpoints" / name for name in (prefer, "last.pt")]
     found = [file for file in candidates if file.is_file()]
     if not found:
-        raise UserError(f"{path}: no checkpoint in this folder (looked for checkpoints/{prefer})")
+        beside = whole_neighbour(candidates[0])
+        raise UserError(f"{path}: no checkpoint in this folder (looked for checkpoints/{prefer}){beside}")
     return found[0]
 
 

@@ -35,8 +35,8 @@ def processes(setting: str, timeout: float = 1800) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     try:
+        join("nccl" if device.type == "cuda" else "gloo", timeout)
         yield device
     except UserError as error:
         error.alone = not isinstance(error, Agreed)
@@ -44,14 +44,23 @@ def processes(setting: str, timeout: float = 1800) -> Iterator[torch.device]:
     except RuntimeError as error:  # dist.DistBackendError with nccl, a bare RuntimeError with gloo
         if not LOST.search(str(error)):
             raise
+        who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
         lost = UserError(
-            f"process {rank()} of {world()}: another process has died or did not answer within {timeout:.0f} s; "
-            f"what it said itself tells why ({' '.join(str(error).split())[:150]})"
+            f"{who}: another process has died or did not answer within {timeout:.0f} s; what it said itself tells why "
+            f"({' '.join(str(error).split())[:150]})"
         )
         lost.alone = True
         raise lost from error
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join(backend: str, timeout: float) -> None:
+    """Join the other processes. A restart by torchrun must not find the addresses of processes that are gone in its store."""
+    store, rank, world = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
 
 
 class Agreed(UserError):

@@ -118,7 +118,10 @@ def findings(values: dict[str, Any], config: Config, model: nn.Module, device: t
         if bad := [name for name, value in losses.parts.items() if not value.isfinite()]:
             return f"every module's output is finite, these losses are not: {shorten(bad)}"
         losses.total.backward()
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not finite(p.grad)]
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    bad = [name for name, gradient in gradients.items() if not finite(gradient)]
+    if not bad and not nn.utils.get_total_norm(gradients.values()).isfinite():
+        return "outputs and losses are finite, and every gradient is, but the norm of all of them is not"
     if bad:
         return f"outputs and losses are finite, the gradient is not; nearest to the losses: {shorten(bad[::-1])}"
     return "everything is finite here: the fault needs the machine, the precision or the number of processes of the training"

@@ -48,8 +48,8 @@ class Incident:
     ours: bool  # whether it was a loss of this process
 
 
-class NotFinite(UserError):
-    """Training has come to numbers that are not finite."""
+class NotFinite(distributed.Agreed):
+    """Training has come to numbers that are not finite, in every process at once."""
 
     code = 3
 
@@ -132,7 +132,8 @@ class Learner:
             total = (output.logits.sum() + output.boxes.sum()) * math.nan
             total.backward()
             return {"loss": total.detach()}
-        self.scaler.scale(losses.total).backward()
+        sound = torch.where(losses.total.detach().isfinite(), 1.0, math.nan)  # else all processes must see it, as above
+        self.scaler.scale(losses.total * sound).backward()
         return by_name(losses)
 
     def update(self, losses: dict[str, Tensor]) -> str | None:
@@ -164,8 +165,9 @@ class Learner:
         self.skipped += 1
         ids = [target.image_id for _, targets in incident.parts for target in targets]
         shown = ", ".join(map(str, ids[:SHOWN])) + ("" if len(ids) <= SHOWN else f" and {len(ids) - SHOWN} more")
+        told = distributed.gather((not incident.ours, shown, self.tell(incident)))  # every process says what one of them knows
+        _, shown, kept = min(told, key=lambda each: each[0])
         what = f"step {incident.step}: {incident.reason} (image ids {shown}), no weight was changed"
-        kept = self.tell(incident)
         if self.skipped > self.config.skip_nonfinite:
             raise NotFinite(f"{what}; {REMEDY}{kept and f'; {kept}'}")
         logger.warning("%s%s", what, kept and f"; {kept}")
@@ -198,7 +200,7 @@ class Learner:
         set_rate(self.optimizer, rate_factor(max(self.step_count - 1, 0), self.steps_per_epoch, self.config))
         if self.ema is not None:
             load_weights(self.ema.module, checkpoint.weights, source)
-            self.ema.n_averaged.fill_(checkpoint.step - checkpoint.skipped)
+            self.ema.n_averaged.fill_(max(0, checkpoint.step - checkpoint.skipped))
 
 
 def follow(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:

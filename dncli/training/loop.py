@@ -19,9 +19,7 @@ from dncli.training.precision import check_precision
 from dncli.training.prepare import Data, begin, build_model, load_data
 from dncli.training.report import Report, plan
 from dncli.training.resume import check_allowed, check_data, check_settings, position, run_folder
-from dncli.training.run import Run, check_free, create_run, reopen_run, restarted
-
-CHECKPOINTS_AT_ONCE = 4  # last, previous, best, and the one being written
+from dncli.training.run import CHECKPOINTS_AT_ONCE, Run, check_free, create_run, reopen_run, restarted
 
 
 def train(
@@ -103,5 +101,5 @@ def open_run(config: Config, data: Data, learner: Learner, checkpoint: Checkpoin
         first = new_checkpoint(config, data, learner)
         distributed.on_main(lambda: create_run(where, tree, first, room=room, overwrite=overwrite))
     else:
-        distributed.on_main(lambda: reopen_run(where, tree, checkpoint.epoch, room=room))
+        distributed.on_main(lambda: reopen_run(where, tree, checkpoint, room=room))
     return Run(where)

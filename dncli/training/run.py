@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from dncli.analysis import Matches
 from dncli.console import UserError
 from dncli.settings import dump
 from dncli.training.checkpoint import Checkpoint, save_checkpoint
+from dncli.training.values import sync_folder
 
 UNFINISHED = ".dndetr-unfinished"
+CHECKPOINTS_AT_ONCE = 4  # last, previous, best, and the one being written
 FOLDERS = ("checkpoints", "matches", "plots", "predictions", "eval")
 
 
@@ -100,7 +102,9 @@ class Run:
         write_records(self, [*self.records(), metrics])
 
     def save_matches(self, epoch: int, matches: Matches) -> None:
-        np.savez_compressed(self.matches(epoch), **matches._asdict())
+        content = io.BytesIO()
+        np.savez_compressed(content, **matches._asdict())
+        replace_bytes(self.matches(epoch), content.getvalue())
 
     def previous_matches(self, epoch: int) -> Matches | None:
         """The matches of the last evaluation before `epoch`."""
@@ -138,6 +142,7 @@ def create_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
     try:
         path.mkdir(parents=True, exist_ok=True)
         (path / UNFINISHED).touch()
+        (path / "config.yaml").unlink(missing_ok=True)  # from here on there is nothing to resume
         for old in path.iterdir():
             if old.name != UNFINISHED:
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
@@ -152,11 +157,16 @@ def create_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
     return run
 
 
-def reopen_run(path: Path, tree: dict[str, Any], epoch: int, *, room: int) -> Run:
-    """Open a run to go on after `epoch`: what was recorded later belongs to no checkpoint and is dropped."""
-    run = Run(path)
-    probe(path, room)
+def reopen_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room: int) -> Run:
+    """Open a run to go on from `checkpoint`: what was recorded later belongs to no checkpoint and is dropped.
+
+    The checkpoint, be it an older one or with other settings now, becomes the last one first.
+    """
+    run, epoch = Run(path), checkpoint.epoch
+    kept = {file.stat().st_ino: file.stat().st_size for file in run.last.parent.glob("*.pt")}  # names of one file count once
+    probe(path, max(room - sum(kept.values()), room // CHECKPOINTS_AT_ONCE))
     try:
+        save_checkpoint(run.last, replace(checkpoint, config=tree))
         (path / UNFINISHED).unlink(missing_ok=True)  # all that was left to do was to take the mark away
         for folder in FOLDERS:
             (path / folder).mkdir(exist_ok=True)
@@ -201,13 +211,21 @@ def write_records(run: Run, records: list[dict[str, Any]]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replace the file at `path`: it holds the old text or the new one at every moment, also after a power cut."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Replace the file at `path`: it holds the old content or the new one at every moment, also after a power cut."""
     temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "w", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def environment() -> dict[str, Any]:
@@ -230,7 +248,13 @@ def environment() -> dict[str, Any]:
 def launch() -> str | None:
     """Which torchrun started this process: its --rdzv-id where it has one of its own, else the process that it is."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")
-    return f"process {os.getppid()}" if name == "none" else name
+    if name != "none":
+        return name
+    try:
+        since = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]  # its start, in clock ticks
+    except (OSError, IndexError):
+        since = "unknown"
+    return f"process {os.getppid()} since {since}"
 
 
 def restarted(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -31,7 +32,8 @@ class Stop:
 
     def __enter__(self) -> Stop:
         alone = threading.current_thread() is threading.main_thread()  # Python allows handlers there only
-        self.before = {number: signal.signal(number, self.ask) for number in SIGNALS} if alone else {}
+        listened = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup, or sh -c 'x &'
+        self.before = {number: signal.signal(number, self.ask) for number in listened} if alone else {}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -40,10 +42,11 @@ class Stop:
 
     def ask(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        for each in SIGNALS:
+        for each in self.before:
             signal.signal(each, signal.SIG_DFL)
         if distributed.is_main():
-            os.write(2, NOTICE)  # a console may be in the middle of a line
+            with contextlib.suppress(OSError):  # who reads it may be gone by the same signal
+                os.write(2, NOTICE)  # a console may be in the middle of a line
 
     def agreed(self) -> int:
         """The signal that any process received, 0 for none. Every process must ask at the same place."""

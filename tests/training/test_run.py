@@ -104,7 +104,7 @@ def test_a_full_disk_is_found_before_going_on(tmp_path, monkeypatch):
     run = create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
     full_disk(monkeypatch)
     with pytest.raises(UserError, match="cannot hold the run's checkpoints"):
-        reopen_run(run.path, TREE, 1, room=2**22)
+        reopen_run(run.path, TREE, FIRST, room=2**25)
 
 
 def test_a_read_only_place_is_refused(tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_resuming_drops_what_belongs_to_no_checkpoint(tmp_path):
     for epoch in (1, 2, 3):
         run.record({"epoch": epoch})
         run.save_matches(epoch, Matches(np.array([1]), np.array([[epoch]], dtype=np.int32)))
-    reopen_run(run.path, TREE, 2, room=1)
+    reopen_run(run.path, TREE, checkpoint(epoch=2), room=1)
     assert [record["epoch"] for record in run.records()] == [1, 2]
     assert run.previous_matches(3).matched.tolist() == [[2]]
     assert not run.matches(3).exists()
