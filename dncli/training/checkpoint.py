@@ -76,9 +76,8 @@ def load_checkpoint(run_or_file: str | Path, prefer: str = "best.pt", *, trust: 
 
 
 def whole_neighbour(path: Path) -> str:
-    """What to do instead of a damaged checkpoint: the youngest whole one in its folder, if there is any."""
-    others = [path.with_name(name) for name in NAMES if name != path.name]
-    for other in sorted((file for file in others if file.is_file()), key=lambda file: -file.stat().st_mtime):
+    """What to take instead of a damaged checkpoint: the first whole one in its folder, if there is any."""
+    for other in (path.with_name(name) for name in NAMES if name != path.name):
         with contextlib.suppress(UserError):
             if load_values(other)[1]:
                 return f"; the last whole one is {other}"
@@ -111,8 +110,12 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     problems = sorted(differing) + sorted(missing) + sorted(unknown)
     if problems:
         rest = [f"  ... and {len(problems) - 8} more"] if len(problems) > 8 else []
+        path = Path(source)
+        beside = whole_neighbour(path / "checkpoints" / "last.pt" if path.is_dir() else path)
         raise UserError(
-            f"{source}: weights of another architecture or number of classes; these do not fit:", *problems[:8], *rest
+            f"{source}: weights of another architecture or number of classes{beside}; these do not fit:",
+            *problems[:8],
+            *rest,
         )
     model.load_state_dict(dict(weights))
 

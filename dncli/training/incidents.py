@@ -117,14 +117,30 @@ def findings(values: dict[str, Any], config: Config, model: nn.Module, device: t
         losses = criterion(in_fp32(output), wanted, objects)
         if bad := [name for name, value in losses.parts.items() if not value.isfinite()]:
             return f"every module's output is finite, these losses are not: {shorten(bad)}"
-        losses.total.backward()
-    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    bad = [name for name, gradient in gradients.items() if not finite(gradient)]
-    if not bad and not nn.utils.get_total_norm(gradients.values()).isfinite():
+        with gradients(model) as seen:
+            losses.total.backward()
+        if seen:
+            return f"outputs and losses are finite, the gradient is not; nearest to the losses: {shorten(seen)}"
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if not norm.isfinite():
         return "outputs and losses are finite, and every gradient is, but the norm of all of them is not"
-    if bad:
-        return f"outputs and losses are finite, the gradient is not; nearest to the losses: {shorten(bad[::-1])}"
     return "everything is finite here: the fault needs the machine, the precision or the number of processes of the training"
+
+
+@contextmanager
+def gradients(model: nn.Module) -> Iterator[list[str]]:
+    """The names of parameters whose gradients are not finite, those nearest to the losses first."""
+    seen: list[str] = []
+
+    def look(name: str) -> Callable[[Tensor], None]:
+        return lambda gradient: None if finite(gradient) else seen.append(name)
+
+    handles = [p.register_hook(look(name)) for name, p in model.named_parameters() if p.requires_grad]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -99,10 +99,11 @@ def load_values(path: Path, *, trust: bool = False) -> tuple[Any, bool]:
     """
     try:
         signed = is_signed(path)
-        with warnings.catch_warnings(action="ignore"):  # what torch thinks of other tools' files
-            return torch.load(path, map_location="cpu", weights_only=not trust), signed
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what torch thinks of other tools' files
+            return torch.load(path, map_location="cpu", weights_only=not trust), signed
     except pickle.UnpicklingError as error:
         if trust or not is_pickle(path):
             raise Damaged(f"{path}: {NOT_WHOLE}") from error
@@ -110,8 +111,6 @@ def load_values(path: Path, *, trust: bool = False) -> tuple[Any, bool]:
             f"{path}: holds more than tensors and plain values, and opening that can run code; --trust-pickle opens it, "
             "if you trust who made it"
         ) from error
-    except UserError:
-        raise
     except Exception as error:  # of a file that is no pickle torch may raise anything
         raise Damaged(f"{path}: {NOT_WHOLE}") from error
 
