@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -157,11 +162,12 @@ class Batches:
 
     def __iter__(self) -> Iterator[Part]:
         # Workers start here. A signal that reached one before it is told to leave signals would end it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT)
+        before, others = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT), active_children()
         try:
             batches = iter(self.loader)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        WORKERS.update({worker: os.getpid() for worker in active_children() if worker not in others})
         for batch in batches:
             if isinstance(batch, Refusal):
                 raise UserError(*batch.lines)
@@ -177,6 +183,17 @@ def leave_signals(worker: int) -> None:
 
 
 LEFT = (signal.SIGINT, signal.SIGTERM)
+WORKERS: WeakKeyDictionary[BaseProcess, int] = WeakKeyDictionary()  # and the process that started each
+
+
+@atexit.register
+def end_workers() -> None:
+    """End the workers that are left when Python exits. It would do so by SIGTERM, which they leave, and wait for ever."""
+    mine = [worker for worker, starter in WORKERS.items() if starter == os.getpid()]
+    if mine:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch takes the end of a worker for a failure
+    for worker in mine:
+        worker.kill()
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from dncli.config import Config
 from dncli.console import UserError
-from dncli.presets import leaves, to_tree
+from dncli.presets import leaves, load_preset, to_tree
 from dncli.schema import known_keys
 from dncli.settings import is_inside
-from dncli.training.checkpoint import NAMES, Checkpoint
+from dncli.training.checkpoint import NAMES, Checkpoint, load_checkpoint
 from dncli.training.prepare import Data
+from dncli.training.run import NEXT_SETTINGS
 
 # What may differ from the checkpoint without being asked for: what changes no result, and how long the run is.
 FREE = (
@@ -28,7 +31,17 @@ def run_folder(path: str | Path) -> Path:
     folder = path.parent.parent if path.name in NAMES and path.parent.name == "checkpoints" else path
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path}: not a run folder (no config.yaml in it), so there is nothing to resume")
+    with contextlib.suppress(FileNotFoundError):  # of several processes one does it
+        settle(folder)
     return folder
+
+
+def settle(folder: Path) -> None:
+    """End a change of settings that was cut off: they are those of the last checkpoint."""
+    pending = folder / NEXT_SETTINGS
+    if pending.exists():
+        changed = load_checkpoint(folder, prefer="last.pt").config == load_preset(pending).tree
+        os.replace(pending, folder / "config.yaml") if changed else pending.unlink()
 
 
 def check_allowed(allowed: Sequence[str]) -> None:

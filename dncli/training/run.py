@@ -26,6 +26,7 @@ from dncli.training.checkpoint import Checkpoint, save_checkpoint
 from dncli.training.values import sync_folder
 
 UNFINISHED = ".dndetr-unfinished"
+NEXT_SETTINGS = ".config.next.yaml"  # to become config.yaml when the last checkpoint has them
 CHECKPOINTS_AT_ONCE = 4  # last, previous, best, and the one being written
 FOLDERS = ("checkpoints", "matches", "plots", "predictions", "eval")
 
@@ -166,11 +167,12 @@ def reopen_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
     kept = {file.stat().st_ino: file.stat().st_size for file in run.last.parent.glob("*.pt")}  # names of one file count once
     probe(path, max(room - sum(kept.values()), room // CHECKPOINTS_AT_ONCE))
     try:
+        replace_text(path / NEXT_SETTINGS, dump(tree))
         save_checkpoint(run.last, replace(checkpoint, config=tree))
         (path / UNFINISHED).unlink(missing_ok=True)  # all that was left to do was to take the mark away
         for folder in FOLDERS:
             (path / folder).mkdir(exist_ok=True)
-        replace_text(path / "config.yaml", dump(tree))
+        os.replace(path / NEXT_SETTINGS, path / "config.yaml")
         write_records(run, [r for r in run.records() if r["epoch"] <= epoch])
         for file in (path / "matches").glob("epoch_*.npz"):
             if int(file.stem.removeprefix("epoch_")) > epoch:

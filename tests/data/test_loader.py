@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -168,3 +171,16 @@ def test_batches_survive_the_way_into_pinned_memory(monkeypatch):
     assert pinned_images.padding is None
     assert [(t.image_id, t.size, t.labels.tolist()) for t in pinned] == [(7, (4, 3), [1]), (9, (0, 0), [])]
     assert pin_memory(Refusal(("a.json: broken",))) == Refusal(("a.json: broken",))
+
+
+def test_workers_do_not_keep_python_from_exiting(shapes):
+    """Python ends children by SIGTERM and waits for them; these leave that signal to the main process."""
+    script = f"""
+from dncli.config import DataConfig
+from dncli.data.coco import load_split
+from dncli.data.loader import DetectionDataset, eval_loader
+held = iter(eval_loader(DetectionDataset(load_split({str(shapes)!r}, "val"), DataConfig(), 0, False), batch_size=2, workers=1))
+next(held)
+"""
+    done = subprocess.run([sys.executable, "-c", script], timeout=120, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
