@@ -143,6 +143,10 @@ def train(
         typer.Option(metavar="RUN|FILE", help="Begin with the weights of a checkpoint, and with nothing else of it."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run that lies in the way.")] = False,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="Set what makes a run give the same bits again, and name what cannot be set."),
+    ] = False,
     trust: TrustPickle = False,
 ) -> None:
     """Train a detector, evaluating after each epoch.
@@ -173,6 +177,7 @@ def train(
         overwrite=overwrite,
         allow_change=allow_change or [],
         trust=trust,
+        deterministic=deterministic,
     )
 
 
@@ -274,7 +279,11 @@ def doctor(
         raise UserError(f"--op must be {' or '.join(CHOICES)}, got {op!r}")
     from dncli.doctor import doctor
 
-    console.print(doctor(op), markup=False, soft_wrap=True)
+    findings, problems = doctor(op)
+    console.print(findings, markup=False, soft_wrap=True)
+    if problems:
+        fail(*problems)
+        raise typer.Exit(EXIT_DEFECTS)
 
 
 @data.command()

@@ -59,7 +59,7 @@ class Losses(NamedTuple):
 
 class Criterion:
     """`criterion(output, wanted, objects)`: `objects` of the whole step, averaged over processes; a tensor of no dimension
-    may stay where it is, so that no GPU is waited for.
+    may stay where it is, so that no GPU is waited for. 0 counts as 1.
     """
 
     def __init__(self, config: LossConfig, matcher: Matcher):
@@ -68,7 +68,8 @@ class Criterion:
 
     def __call__(self, output: Output, wanted: Wanted, objects: float | Tensor) -> Losses:
         denoising, matching = output.split()
-        objects = torch.as_tensor(objects).clamp(min=1.0)
+        objects = torch.as_tensor(objects)
+        objects = torch.where(objects > 0, objects, 1.0)
         matched = self.matcher(matching.logits, matching.boxes, wanted.targets)
         parts = self.part(matching, matched, wanted.targets, objects, background=True)
         total = share = self.weigh(parts)

@@ -102,7 +102,7 @@ class Learner:
         seed_step(self.config.seed, self.step_count, distributed.rank())
         set_rate(self.optimizer, rate_factor(self.step_count, self.steps_per_epoch, self.config))
         count = sum(len(target.labels) for _, targets in parts for target in targets)
-        objects = distributed.all_mean(torch.tensor(float(count), device=self.device))
+        objects = distributed.all_mean(torch.tensor(float(count), device=self.device)).clamp(min=1 / distributed.world())
         statistics, self.unmatched = [buffer.clone() for buffer in self.statistics], ""
         losses = []
         for i, (images, targets) in enumerate(parts):

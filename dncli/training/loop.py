@@ -11,6 +11,7 @@ from dncli.config import Config
 from dncli.presets import Resolved, to_tree
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
+from dncli.training.determinism import be_deterministic
 from dncli.training.epochs import Training, new_checkpoint
 from dncli.training.evaluate import counter_class
 from dncli.training.incidents import keeper
@@ -31,19 +32,22 @@ def train(
     overwrite: bool = False,
     allow_change: Sequence[str] = (),
     trust: bool = False,
+    deterministic: bool = False,
 ) -> Path:
     """Train as `resolved` says into the run folder `out`, evaluating on the way; returns that folder.
 
     `resume` goes on with a run in its own folder after its last checkpoint, exactly as if it had never stopped (on a CPU, to
     the last bit); so does a restart by torchrun. Settings that differ are refused, but for those in `allow_change`.
-    `init_from` takes only the weights of a run or checkpoint; `trust` opens checkpoints that can run code. Processes that
+    `init_from` takes only the weights of a run or checkpoint; `trust` opens checkpoints that can run code;
+    `deterministic` sets what makes a run give the same bits again, and the header says what cannot be set. Processes that
     torchrun started share each batch. Raises UserError for settings, data, weights or folders that do not work, before
     anything is overwritten, and Stopped when SIGTERM or Ctrl-C ended the run and it is saved.
     """
     config = resolved.config
     check_allowed(allow_change)
     with distributed.processes(config.train.device, config.train.timeout) as device:
-        training = opened(config, device, out, resume, init_from, overwrite, allow_change, trust)
+        doubts = be_deterministic(device) if deterministic else None
+        training = opened(config, device, out, resume, init_from, overwrite, allow_change, trust, doubts)
         training.go()
     return training.run.path
 
@@ -57,6 +61,7 @@ def opened(
     overwrite: bool,
     allow_change: Sequence[str],
     trust: bool,
+    doubts: list[str] | None,
 ) -> Training:
     """Everything that a training needs, checked before a file is changed."""
     if resume is None and distributed.gather(restarted(Path(out)))[0]:
@@ -91,6 +96,10 @@ def opened(
     learner.tell = keeper(config, data, learner.steps_per_epoch, run)
     report = Report(run.log)
     report.say(plan(config, data, model, weights, device, run.path))
+    if doubts is not None:
+        report.say(
+            "\n".join([f"  {'deterministic':<19}as far as can be set, but:", *(f"{'':<21}{doubt}" for doubt in doubts)])
+        )
     return Training(config, data, learner, run, report, checkpoint)
 
 

@@ -9,11 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from dncli import __version__, cli
 from dncli.presets import list_presets, load_preset
-from models import native
 from tests.data.coco_files import image, item, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,12 +240,12 @@ def test_shapes_of_no_size_are_a_mistake(main, size, tmp_path):
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
-    (tmp_path / "p.yaml").write_text("host: {name: dab_dtr}\n" + "\n" * 98 + f"{'x' * 200}: 3\n")
+    (tmp_path / "p.yaml").write_text("host: {name: dab_dtr}\n" + "\n" * 98 + f"{'x' * 190}: 3\n")
     done = dndetr("train", "--preset", "p.yaml", cwd=tmp_path)
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines() == [
         "p.yaml:1: host.name must be dab_detr or deformable_detr, got 'dab_dtr', did you mean dab_detr?",
-        f"p.yaml:100: unknown key '{'x' * 200}'",
+        f"p.yaml:100: unknown key '{'x' * 190}'",
     ]
 
 
@@ -302,7 +300,7 @@ def trained(monkeypatch):
     return calls
 
 
-NOTHING = {"resume": None, "init_from": None, "overwrite": False, "allow_change": [], "trust": False}
+NOTHING = {"resume": None, "init_from": None, "overwrite": False, "allow_change": [], "trust": False, "deterministic": False}
 
 
 def test_train_alone_takes_the_default_preset(main, trained):
@@ -344,26 +342,7 @@ def test_eval_and_predict_hand_on_what_they_were_given(main, monkeypatch):
     ]
 
 
-# doctor, presets, info, data
-
-
-def test_doctor_tells_what_the_operator_is_or_why_there_is_none(main, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(native, "_choice", "auto")  # which doctor changes
-    monkeypatch.setattr(native, "missing", lambda device: None)
-    done = main("doctor")
-    assert (done.code, done.err) == (0, "")
-    rows = [line[:14].strip() for line in done.out.splitlines()]
-    assert rows == ["dndetr", "python", "torch", "processor", "C++ compiler", "op on cpu"]
-    assert done.out.endswith(f"op on cpu     native, from {native.folder('cpu')}\n")
-    monkeypatch.setattr(native, "missing", lambda device: ("it cannot be built: boom", "ninja: x\na.cpp: error: boom"))
-    done = main("doctor")
-    said = "op on cpu     PyTorch's grid_sample: it cannot be built: boom\n    ninja: x\n    a.cpp: error: boom\n"
-    assert (done.code, done.out.endswith(said)) == (0, True)
-    assert main("doctor", "--op", "torch").out.endswith("op on cpu     PyTorch's grid_sample, as op=torch asks\n")
-    done = main("doctor", "--op", "fast")
-    assert (done.code, done.out, done.err) == (2, "", "--op must be auto or native or torch, got 'fast'\n")
+# presets, info, data
 
 
 def test_presets_lists_every_preset_with_its_ap(main):

@@ -1,12 +1,10 @@
-"""Two processes over gloo: the same losses and weights as one process with the whole batch."""
+"""Two and four processes over gloo: the same losses and weights as one process with the whole batch."""
 
 import json
 import os
-import socket
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from dncli.console import UserError
 from dncli.data.coco import load_split
@@ -18,10 +16,10 @@ from dncli.training.learner import Learner
 from dncli.training.loop import train
 from dncli.training.prepare import load_validation
 from models.denoising.noise import NoiseConfig
+from tests.training.processes import run
 from tests.training.tiny import CLASSES, batch, frozen_statistics, halves, resolved, tiny_config, tiny_model, write_dataset
 
-STEPS = 3
-COUNTS = [3, 1, 0, 0], [0, 0, 2, 1], [2, 0, 1, 3]  # of four images, two a process: at times one process has no objects
+COUNTS = [3, 1, 0, 0], [0, 0, 2, 1], [0, 0, 0, 0], [2, 0, 1, 3]  # objects of four images: at times a process has none, or all
 
 
 def steps(world_parts: int, index: int, accumulate: int = 1) -> dict[str, object]:
@@ -33,7 +31,7 @@ def steps(world_parts: int, index: int, accumulate: int = 1) -> dict[str, object
     for group in learner.optimizer.param_groups:
         group["eps"] = 1e-3  # else Adam makes full steps of gradients that are nothing but rounding
     losses = []
-    for step in range(STEPS):
+    for step in range(len(COUNTS)):
         images, targets = halves(*batch(COUNTS[step], seed=step), parts=world_parts)[index]
         parts = halves(images, targets, parts=accumulate)
         named = learner.step(parts, Detection(NoiseConfig(groups=2), CLASSES, seed=0))
@@ -41,16 +39,16 @@ def steps(world_parts: int, index: int, accumulate: int = 1) -> dict[str, object
     return {"losses": losses, "weights": dict(model.state_dict())}
 
 
-def in_process(rank: int, port: int, out: str, root: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+def in_process(out: str, root: str) -> None:
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with distributed.processes("cpu"):
-        results = {accumulate: steps(2, rank, accumulate) for accumulate in (1, 2)}
+        results = {accumulate: steps(world, rank, accumulate) for accumulate in (1, 2) if world * accumulate <= 4}
         results["gathered"] = distributed.gather({"rank": rank})
-        results["failure"] = failure()
+        results["failures"] = [failure(distributed.on_main), failure(distributed.together)]
         results["share"] = share(root)
-        train(resolved(tiny_config(root, epochs=2)), f"{out}/run")
-        torch.save(results, f"{out}/{rank}.pt")
+        if world == 2:
+            train(resolved(tiny_config(root, epochs=2)), f"{out}/run")
+        torch.save(results, f"{out}/{world}_{rank}.pt")
 
 
 def share(root: str) -> list[int]:
@@ -61,49 +59,54 @@ def share(root: str) -> list[int]:
     ]
 
 
-def failure() -> str:
+def failure(shared) -> str:
     try:
-        distributed.on_main(refuse)
-    except UserError as error:
+        shared(refuse)
+    except distributed.Agreed as error:
         return str(error)
     return "none"
 
 
 def refuse() -> None:
-    raise UserError("no")
+    raise UserError(f"{distributed.rank()} says no")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("two")
+    out = tmp_path_factory.mktemp("several")
     root = write_dataset(out / "data", val=7)  # an odd number of images: the shares differ
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(in_process, args=(port, str(out), str(root)), nprocs=2)
+    for world in (2, 4):
+        ended = run(out, world, in_process, str(out), str(root))
+        assert [each.code for each in ended] == [0] * world, ended
     return out
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_train_like_one(folder, accumulate):
-    first, second = (torch.load(folder / f"{rank}.pt")[accumulate] for rank in (0, 1))
+def results(folder, world):
+    return [torch.load(folder / f"{world}_{rank}.pt") for rank in range(world)]
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (2, 2), (4, 1)])
+def test_several_processes_train_like_one(folder, world, accumulate):
+    first, *others = (each[accumulate] for each in results(folder, world))
     whole = steps(1, 0)
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    for other in others:
+        torch.testing.assert_close(first, other, rtol=0, atol=0)
     torch.testing.assert_close(first["losses"], whole["losses"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(first["weights"], whole["weights"], rtol=1e-4, atol=1e-5)
 
 
-def test_what_processes_tell_each_other(folder):
-    for rank in (0, 1):
-        results = torch.load(folder / f"{rank}.pt")
-        assert results["gathered"] == [{"rank": 0}, {"rank": 1}]
-        assert results["failure"] == "no"
+@pytest.mark.parametrize("world", [2, 4])
+def test_what_processes_tell_each_other(folder, world):
+    for found in results(folder, world):
+        assert found["gathered"] == [{"rank": rank} for rank in range(world)]
+        assert found["failures"] == ["0 says no", "\n".join(f"{rank} says no" for rank in range(world))]
 
 
-def test_every_image_is_evaluated_by_one_process(folder):
-    shares = [torch.load(folder / f"{rank}.pt")["share"] for rank in (0, 1)]
-    assert sorted(map(len, shares)) == [3, 4]
-    assert sorted(shares[0] + shares[1]) == [10 * i + 3 for i in range(7)]
+@pytest.mark.parametrize(("world", "sizes"), [(2, [4, 3]), (4, [2, 2, 2, 1])])
+def test_every_image_is_evaluated_by_one_process(folder, world, sizes):
+    shares = [found["share"] for found in results(folder, world)]
+    assert [len(share) for share in shares] == sizes
+    assert sorted(sum(shares, [])) == [10 * i + 3 for i in range(7)]
 
 
 def test_a_run_of_two_processes_counts_every_image_once(folder):

@@ -1,6 +1,7 @@
 """One step: parts of a batch add up to the whole, and what cannot be computed changes nothing."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from dncli.console import UserError
 from dncli.tasks import Detection
-from dncli.training.learner import Learner
+from dncli.training.learner import Learner, NotFinite
 from dncli.training.precision import check_precision
 from models.denoising.noise import NoiseConfig
 from models.structures import Images
@@ -87,6 +88,49 @@ def test_losses_that_are_not_finite_are_named():
     with pytest.raises(UserError, match="step 1: not finite: loss, dn_cls_0"):
         each.step([batch([2, 1])], TASK)
     unchanged(each, before)
+
+
+def test_a_loss_alone_that_is_not_finite_is_not_learned_from():
+    """Its gradient is finite: nothing else would tell."""
+    each = learner()
+    before = copy.deepcopy(dict(each.model.state_dict()))
+    criterion = each.criterion
+    each.criterion = lambda *args: (lambda losses: losses._replace(total=losses.total + math.inf))(criterion(*args))
+    with pytest.raises(NotFinite, match="step 1: not finite: loss "):
+        each.step([batch([2, 1])], TASK)
+    unchanged(each, before)
+
+
+def test_batch_norm_forgets_a_step_that_is_passed_over():
+    """Its statistics had learned from a good part before the bad one came."""
+    config = tiny_config(accumulate=2, skip_nonfinite=1, ema=0.5)
+    each = Learner(config, tiny_model(config), CPU, steps_per_epoch=10)
+    each.model.train()
+    parts = halves(*batch([2, 1, 0, 3]))
+    assert each.step(parts, TASK) is not None
+    before = copy.deepcopy(each.state())
+    parts[1][0].pixels[0, 0, 0, 0] = math.nan
+    assert each.step(parts, TASK) is None
+    after = each.state()
+    assert (after.pop("step"), before.pop("step")) == (2, 1)
+    assert (after.pop("skipped"), before.pop("skipped")) == (1, 0)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    assert each.step(halves(*batch([2, 1, 0, 3])), TASK)["loss"].isfinite()
+
+
+def test_many_image_ids_are_cut_short():
+    images, targets = batch([1] * 11)
+    with pytest.raises(NotFinite, match=r"\(image ids 0, 1, 2, 3, 4, 5, 6, 7 and 3 more\)"):
+        learner().step([(Images(images.pixels * math.nan), targets)], TASK)
+
+
+def test_batches_without_any_object_are_learned_from():
+    """Between others: every step has the same losses by name, and 0 for those of objects."""
+    each = learner()
+    losses = [each.step([batch(counts)], TASK) for counts in ([0, 0], [2, 1], [0, 0])]
+    assert losses[0].keys() == losses[1].keys() == losses[2].keys()
+    assert losses[0]["cls_0"] > 0 and losses[0]["box_0"] == losses[0]["dn_loss"] == 0
+    assert losses[2]["loss"].isfinite()
 
 
 def test_a_prediction_that_is_not_finite_is_named():

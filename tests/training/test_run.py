@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from dncli.analysis import Matches
@@ -147,3 +148,34 @@ def test_resuming_drops_what_belongs_to_no_checkpoint(tmp_path):
     assert run.previous_matches(3).matched.tolist() == [[2]]
     assert not run.matches(3).exists()
     assert Run(run.path).previous_matches(1) is None
+
+
+def test_what_could_not_be_written_leaves_the_old_text_and_nothing_else(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = create_run(tmp_path / "run", TREE, FIRST, room=1, overwrite=False)
+    run.record({"epoch": 1})
+    before = sorted(run.path.rglob("*"))
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device; make room, then go on"), run.writing():
+        run.record({"epoch": 2})
+    assert run.records() == [{"epoch": 1}]
+    assert sorted(run.path.rglob("*")) == before
+
+
+def test_room_that_the_run_has_already_is_not_asked_for_again(tmp_path, monkeypatch):
+    """Of four checkpoints at once it may have three; two names of one file are one of them."""
+    asked = []
+    monkeypatch.setattr("dncli.training.run.probe", lambda folder, room: asked.append(room))
+    big = checkpoint(model={"w": torch.zeros(2**18)})
+    run = create_run(tmp_path / "run", TREE, big, room=1, overwrite=False)
+    size = run.last.stat().st_size
+    reopen_run(run.path, TREE, big, room=4 * size)
+    run.previous.hardlink_to(run.last)
+    reopen_run(run.path, TREE, big, room=4 * size)
+    for name in ("previous.pt", "best.pt", "other.pt", "another.pt"):
+        run.last.with_name(name).unlink(missing_ok=True)
+        run.last.with_name(name).write_bytes(run.last.read_bytes())
+    reopen_run(run.path, TREE, big, room=4 * size)
+    assert asked == [1, 3 * size, 3 * size, size]
