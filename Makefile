@@ -1,7 +1,8 @@
-# make demo: a detector trained in minutes. make test: every test. Both begin with make install, into .venv.
+# make demo: a detector trained in minutes. make test: every test. make soak: a training killed 500 times at random moments.
+# Each begins with make install, into .venv.
 PYTHON ?= python3
 
-.PHONY: install demo test clean
+.PHONY: install demo test soak clean
 
 install: .venv/installed
 
@@ -17,6 +18,9 @@ test: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pytest
+
+soak: install
+	DNDETR_SOAK=500 .venv/bin/pytest -s tests/training/test_kills.py -k random
 
 clean:
 	rm -rf .venv build *.egg-info

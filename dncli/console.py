@@ -25,10 +25,18 @@ class UserError(Exception):
         self.lines = lines
 
 
+class Lasting(Console):
+    """A console whose reader may go away, as in `dndetr train | head`: what is going on goes on, unseen."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # else Python's last flush would fail
+
+
 def open_console(*, stderr: bool = False) -> Console:
     """Colours and the terminal's width for a terminal, plain lines for a pipe; `NO_COLOR` is respected."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False, emoji=False)
+    return Lasting(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False, emoji=False)
 
 
 console = open_console()

@@ -19,7 +19,7 @@ from dncli.console import console
 from dncli.data.coco import Split
 from dncli.training import distributed
 from dncli.training.prepare import Data, samples, shorten
-from models import native
+from models.deformable import by_operator
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ def operator_row(model: nn.Module, device: torch.device) -> list[tuple[str, str]
     """How deformable attention is computed, where there is any."""
     if not samples(model):
         return []
-    return [("sampling", "native operator" if native.ready(device.type) else "PyTorch's grid_sample")]
+    return [("sampling", "native operator" if by_operator(device.type) else "PyTorch's grid_sample")]
 
 
 def batch(images: int, world: int, accumulate: int) -> str:
@@ -149,7 +149,15 @@ def counts(split: Split) -> str:
 def denoising(config: Config, most: int) -> str:
     if config.noise is None:
         return "none"
-    return f"{config.noise.groups} groups, at most {config.noise.groups * max(1, most)} denoising queries an image"
+    groups, bound = config.noise.groups, config.noise.max_objects
+    row = f"{groups} groups, at most {groups * max(1, min(most, bound))} denoising queries an image"
+    return row + (CROWDED.format(most=most, bound=bound, needed=groups * most) if most > bound else "")
+
+
+CROWDED = (
+    " - WARNING: of up to {most} objects in an image only {bound}, drawn anew each epoch, are denoised; "
+    "noise.max_queries={needed} denoises all, with more memory"
+)
 
 
 def ending(records: Sequence[dict[str, Any]], out: Path) -> str:

@@ -10,6 +10,10 @@ What the paper leaves open, our choice, and what the reference implementation (I
   them, the losses never see them. The reference lets real queries attend to them, so that there an image's result depends
   on its neighbours in the batch.
 - Each image has its own generator, so that neither the batch nor the number of processes changes its noise.
+- Where an image has more objects than `max_queries` allows for (memory grows with the square of the queries), so many of
+  them are chosen at random, anew each epoch, and denoised in every group; the rest is matched as ever. The bound is one of
+  images, not of batches, so that a crowded image takes nothing from its neighbours, and the denoising losses are still
+  divided by all objects, so that an object weighs the same beside it. The reference has no bound.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ class NoiseConfig:
     label_flip: float = 0.2  # gamma: share of labels replaced by another class
     labels: bool = True  # False: queries are told the unknown class, only the box is denoised
     isolated: bool = True  # False: without the attention mask of Eq. 7
+    max_queries: int = 2000  # the most denoising queries of an image: no more than max_queries / groups of its objects
 
     __pydantic_config__ = STRICT
 
@@ -48,7 +53,13 @@ class NoiseConfig:
             center_shift=(0 <= self.center_shift <= 1, "from 0 to 1"),
             box_scale=(0 <= self.box_scale <= 1, "from 0 to 1"),
             label_flip=(0 <= self.label_flip <= 1, "from 0 to 1"),
+            max_queries=(self.max_queries >= self.groups, f"at least groups ({self.groups}): an object is in each of them"),
         )
+
+    @property
+    def max_objects(self) -> int:
+        """The most objects of an image that are denoised."""
+        return self.max_queries // self.groups
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class NoisedTargets:
     labels: Tensor  # (B, K) int64; the unknown class C where labels are not denoised or the slot is padding
     boxes: Tensor  # (B, K, 4) cxcywh in [0, 1]; the centre box where the slot is padding
     valid: Tensor  # (B, K) bool, False = padding
+    objects: Tensor  # (B, K) int64: which object of its image is in the slot; 0 where the slot is padding
     groups: int
 
     @property
@@ -65,23 +77,23 @@ class NoisedTargets:
         return self.valid.shape[1] // self.groups
 
     def assignment(self) -> Assignment:
-        """Reconstruction: slot m of every group answers for object m of its own image."""
+        """Reconstruction: a slot answers for the object of its own image that it holds."""
         image, query = self.valid.nonzero(as_tuple=True)
-        return Assignment(image, query, query % self.slots)
+        return Assignment(image, query, self.objects[image, query])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> NoisedTargets:
-        labels, boxes, valid = (x.to(device, non_blocking=non_blocking) for x in (self.labels, self.boxes, self.valid))
-        return replace(self, labels=labels, boxes=boxes, valid=valid)
+        tensors = {name: getattr(self, name) for name in ("labels", "boxes", "valid", "objects")}
+        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
 
 
 def noise_targets(
     targets: Sequence[Target], config: NoiseConfig, num_classes: int, rng: Sequence[torch.Generator]
 ) -> NoisedTargets:
-    """P noised versions of every object of every image (Sec. 4.3, 4.4).
+    """P noised versions of every object of every image (Sec. 4.3, 4.4), or of `max_objects` where it has more.
 
     `rng` holds one CPU generator for each image. Targets are not changed. With scales of 0 the boxes come back exact.
     """
-    draws = [draw_noise(len(t.labels), config.groups, num_classes, g) for t, g in zip(targets, rng, strict=True)]
+    draws = [draw_noise(len(t.labels), config, num_classes, g) for t, g in zip(targets, rng, strict=True)]
     return apply_noise(targets, draws, config, num_classes)
 
 
@@ -91,30 +103,38 @@ class Draws(NamedTuple):
     flip: Tensor  # (P, M) in [0, 1): the label is replaced where this is below gamma
     offset: Tensor  # (P, M) int64: how many classes further the replacement lies
     box: Tensor  # (P, M, 4) in [0, 1): cx, cy, w, h, where 0.5 leaves the box as it is
+    chosen: Tensor | None = None  # (M,) int64, ascending: which objects of the image these are; None = all
 
 
-def draw_noise(objects: int, groups: int, num_classes: int, rng: torch.Generator) -> Draws:
+def draw_noise(objects: int, config: NoiseConfig, num_classes: int, rng: torch.Generator) -> Draws:
     """Draw for one image; how much noise they make is decided later, in apply_noise."""
-    shape = (groups, objects)
+    chosen = None
+    if objects > config.max_objects:
+        chosen = torch.randperm(objects, generator=rng)[: config.max_objects].sort().values
+        objects = config.max_objects
+    shape = (config.groups, objects)
     flip = torch.rand(shape, generator=rng)
     offset = torch.randint(1, num_classes, shape, generator=rng) if num_classes > 1 else torch.zeros(shape).long()
-    return Draws(flip, offset, torch.rand((*shape, 4), generator=rng))
+    return Draws(flip, offset, torch.rand((*shape, 4), generator=rng), chosen)
 
 
 def apply_noise(targets: Sequence[Target], draws: Sequence[Draws], config: NoiseConfig, num_classes: int) -> NoisedTargets:
     """The noised queries that follow from the draws; tests feed recorded draws in here."""
     device = targets[0].boxes.device
-    slots = max(1, *(len(t.labels) for t in targets))
+    slots = max(1, *(draw.flip.shape[1] for draw in draws))
     shape = (len(targets), config.groups, slots)
     labels = torch.full(shape, num_classes, device=device)  # B P M
     boxes = torch.full((*shape, 4), 0.5, device=device)  # B P M 4
     valid = torch.zeros(shape, dtype=torch.bool, device=device)  # B P M
+    objects = torch.zeros(shape, dtype=torch.long, device=device)  # B P M
     for b, (target, draw) in enumerate(zip(targets, draws, strict=True)):
-        m = len(target.labels)
-        labels[b, :, :m] = noised_labels(target.labels, draw, config, num_classes)
-        boxes[b, :, :m] = noised_boxes(target.boxes, draw, config)
+        m = draw.flip.shape[1]
+        chosen = torch.arange(m, device=device) if draw.chosen is None else draw.chosen.to(device)
+        labels[b, :, :m] = noised_labels(target.labels[chosen], draw, config, num_classes)
+        boxes[b, :, :m] = noised_boxes(target.boxes[chosen], draw, config)
         valid[b, :, :m] = True
-    return NoisedTargets(labels.flatten(1), boxes.flatten(1, 2), valid.flatten(1), config.groups)
+        objects[b, :, :m] = chosen
+    return NoisedTargets(labels.flatten(1), boxes.flatten(1, 2), valid.flatten(1), objects.flatten(1), config.groups)
 
 
 def noised_labels(labels: Tensor, draw: Draws, config: NoiseConfig, num_classes: int) -> Tensor:

@@ -94,6 +94,41 @@ def test_an_image_has_the_same_noise_in_any_batch():
     assert torch.equal(together.boxes[0][together.valid[0]], alone.boxes[0])
 
 
+def test_of_too_many_objects_some_are_denoised_in_every_group():
+    crowd, few = target(9), target(2, seed=1)
+    some = noised([crowd, few], groups=3, max_queries=17, center_shift=0, box_scale=0, label_flip=0)
+    assert (some.groups, some.slots) == (3, 5)
+    assert some.valid.view(2, 3, 5).sum(-1).tolist() == [[5] * 3, [2] * 3]
+    image, query, object_ = some.assignment()
+    torch.testing.assert_close(some.boxes[image, query][image == 0], crowd.boxes[object_[image == 0]])
+    assert torch.equal(some.labels[image, query][image == 0], crowd.labels[object_[image == 0]])
+    groups = object_[image == 0].view(3, 5)
+    assert (groups == groups[0]).all() and (groups[0].diff() > 0).all()
+    assert object_[image == 1].tolist() == [0, 1] * 3
+
+
+def test_which_objects_are_denoised_is_drawn_evenly_from_all():
+    """So that each class has the share that it has in the image: over 400 draws of 3 of 12 each object comes 100 times."""
+    crowd, chosen = target(12), torch.zeros(12)
+    for seed in range(400):
+        chosen[noised([crowd], seed=seed, groups=2, max_queries=7).objects[0, :3]] += 1
+    assert chosen.sum() == 1200
+    assert ((chosen - 100).abs() < 45).all()  # five standard deviations
+
+
+@pytest.mark.parametrize("objects", [0, 3, 4])
+def test_the_bound_changes_nothing_where_it_is_not_reached(objects):
+    clean = target(objects)
+    bounded, free = (noised([clean], groups=2, max_queries=bound) for bound in (8, 10**9))
+    assert all(torch.equal(getattr(bounded, name), getattr(free, name)) for name in ("labels", "boxes", "valid", "objects"))
+
+
+def test_the_noise_of_a_crowded_image_is_the_same_in_any_batch():
+    crowd, other = target(9), target(30, seed=1)
+    together, alone = (noised(images, groups=2, max_queries=12) for images in ([crowd, other], [crowd]))
+    assert torch.equal(together.boxes[0], alone.boxes[0]) and torch.equal(together.objects[0], alone.objects[0])
+
+
 def test_targets_are_not_changed():
     clean = target(5)
     labels, boxes = clean.labels.clone(), clean.boxes.clone()
@@ -110,8 +145,10 @@ def test_noised_boxes_are_always_boxes(shift, scale, groups, counts):
 
 def test_bad_settings_are_named_all_at_once():
     with pytest.raises(FieldErrors) as error:
-        NoiseConfig(groups=0, label_flip=2)
-    assert set(error.value.problems) == {"groups", "label_flip"}
+        NoiseConfig(groups=0, label_flip=2, max_queries=-1)
+    assert set(error.value.problems) == {"groups", "label_flip", "max_queries"}
+    with pytest.raises(FieldErrors, match=r"max_queries must be at least groups \(7\): an object is in each of them, got 6"):
+        NoiseConfig(groups=7, max_queries=6)
 
 
 @pytest.mark.parametrize(("p", "m", "n"), [(1, 1, 2), (2, 3, 4), (5, 1, 3), (3, 7, 1)])

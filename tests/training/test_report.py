@@ -127,6 +127,16 @@ def test_patterns_use_every_anchor_again(root):
     assert header(replace(config, host=host))["objects"] == "at most 3 an image, 6 queries"
 
 
+def test_the_header_warns_of_images_with_more_objects_than_are_denoised(root):
+    config = tiny_config(root)
+    tight, enough = (replace(config, noise=replace(config.noise, max_queries=n)) for n in (5, 6))
+    assert header(tight)["denoising"] == (
+        "2 groups, at most 4 denoising queries an image - WARNING: of up to 3 objects in an image only 2, drawn anew each "
+        "epoch, are denoised; noise.max_queries=6 denoises all, with more memory"
+    )
+    assert header(enough)["denoising"] == "2 groups, at most 6 denoising queries an image"
+
+
 def test_a_baseline_has_no_denoising(root):
     assert header(replace(tiny_config(root), noise=None))["denoising"] == "none"
 

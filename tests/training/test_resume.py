@@ -1,0 +1,337 @@
+"""Runs that are stopped after any step, and go on as if they had not been; and what of a run may change in between."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+import dncli.training.epochs as epochs
+from dncli.console import UserError
+from dncli.training import distributed
+from dncli.training.checkpoint import load_checkpoint, save_checkpoint
+from dncli.training.learner import Learner
+from dncli.training.loop import train
+from dncli.training.signals import Stopped
+from tests.training.faults import STEPS, differences, exacting, records
+from tests.training.tiny import resolved, with_train, write_dataset
+
+TERM = 128 + signal.SIGTERM
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "tiny", train=12, val=4)
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    return exacting(root)
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory):
+    return train(resolved(settings), tmp_path_factory.mktemp("runs") / "whole")
+
+
+@pytest.fixture(scope="module")
+def half(settings, tmp_path_factory):
+    """A run that was stopped in the middle of its second epoch."""
+    run = tmp_path_factory.mktemp("runs") / "half"
+    with pytest.MonkeyPatch.context() as patch:
+        assert stopped_after(4, settings, run, patch) == TERM
+    return run
+
+
+def signal_after(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGTERM) -> None:
+    """Let this process receive a signal within the step, once."""
+
+    def signalled(self: Learner, *arguments):
+        losses = original(self, *arguments)
+        if self.step_count == step:
+            patch.setattr(Learner, "step", original)
+            os.kill(os.getpid(), number)
+        return losses
+
+    original = Learner.step
+    patch.setattr(Learner, "step", signalled)
+
+
+def stopped_after(step: int, config, run: Path, patch: pytest.MonkeyPatch) -> int:
+    """Train, or go on, until a signal within the step; the exit code."""
+    signal_after(step, patch)
+    return code_of(config, run)
+
+
+def code_of(config, run: Path) -> int:
+    resume = run if (run / "config.yaml").exists() else None
+    try:
+        train(resolved(config), None if resume else run, resume=resume)
+    except Stopped as stopped:
+        return stopped.code
+    return 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_after_every_step_ends_with_the_same_bits(settings, whole, tmp_path, monkeypatch, workers):
+    """Weights, optimiser, averaged weights, begun losses, metrics and matches; one run, stopped five times."""
+    config = replace(settings, data=replace(settings.data, workers=workers))
+    for step in range(1, 2 * STEPS):
+        assert stopped_after(step, config, tmp_path / "run", monkeypatch) == TERM
+        assert load_checkpoint(tmp_path / "run", "last.pt").step == step
+    assert code_of(config, tmp_path / "run") == 0
+    assert differences(tmp_path / "run", whole, but=("data.workers",)) == []
+
+
+@pytest.mark.parametrize("step", range(1, 2 * STEPS + 1))
+def test_a_run_stopped_once_ends_with_the_same_bits(settings, whole, tmp_path, monkeypatch, step):
+    assert stopped_after(step, settings, tmp_path / "run", monkeypatch) == TERM
+    assert load_checkpoint(tmp_path / "run", "last.pt").step == step
+    assert [line["epoch"] for line in logged(tmp_path / "run")] == list(range(1, (step - 1) // STEPS + 1))
+    assert code_of(settings, tmp_path / "run") == 0
+    assert differences(tmp_path / "run", whole) == []
+
+
+def logged(run: Path) -> list[dict]:
+    return records(run) if (run / "metrics.jsonl").exists() else []
+
+
+def test_each_step_has_the_same_images_and_random_numbers(settings, tmp_path, monkeypatch):
+    """Those of Python, NumPy and PyTorch, whatever was drawn between the stop and the rest."""
+
+    def seen(self: Learner, parts, *more):
+        losses = original(self, parts, *more)
+        images = [target.image_id for _, targets in parts for target in targets]
+        steps.append((self.step_count, images, random.random(), np.random.rand(), torch.rand(1).item()))
+        return losses
+
+    steps, original = [], Learner.step
+    monkeypatch.setattr(Learner, "step", seen)
+    assert code_of(settings, tmp_path / "whole") == 0
+    whole, steps = steps, []
+    with monkeypatch.context() as patch:
+        assert stopped_after(4, settings, tmp_path / "run", patch) == TERM
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert code_of(settings, tmp_path / "run") == 0
+    assert steps == whole
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_run_stopped_in_its_evaluation_ends_with_the_same_bits(settings, whole, tmp_path, monkeypatch, epoch):
+    def signalled(model, batches, *arguments, **more):
+        asked.append(None)
+        if len(asked) == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(model, batches, *arguments, **more)
+
+    asked, original = [], epochs.evaluate
+    monkeypatch.setattr(epochs, "evaluate", signalled)
+    assert code_of(settings, tmp_path / "run") == TERM
+    checkpoint = load_checkpoint(tmp_path / "run", "last.pt")
+    assert (checkpoint.epoch, checkpoint.step) == (epoch - 1, epoch * STEPS)
+    assert code_of(settings, tmp_path / "run") == 0
+    assert differences(tmp_path / "run", whole) == []
+
+
+def test_a_stopped_run_says_how_to_go_on(settings, tmp_path, monkeypatch, capfd):
+    assert stopped_after(2, settings, tmp_path / "run", monkeypatch) == TERM
+    out, err = capfd.readouterr()
+    assert f"stopped after step 2; go on with: dndetr train --resume {tmp_path / 'run'}" in out
+    assert "dndetr: stopping after this step, the run is saved; once more to quit at once" in err
+
+
+def test_signals_are_as_before_when_a_training_is_over(settings, tmp_path, monkeypatch):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    stopped_after(1, settings, tmp_path / "run", monkeypatch)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize("name", ["previous.pt", "best.pt", "last.pt"])
+def test_every_checkpoint_of_a_run_can_be_gone_on_from(settings, tmp_path, whole, name):
+    """Also where the others know of later epochs: what they know is made anew."""
+    run = Path(shutil.copytree(whole, tmp_path / "run"))
+    longer = with_train(settings, epochs=3)
+    train(resolved(longer), None, resume=run)
+    expected = Path(shutil.copytree(run, tmp_path / "expected"))
+    checkpoint = load_checkpoint(run / "checkpoints" / name)
+    if name == "last.pt":
+        with pytest.raises(UserError, match="all 3 epochs are done"):
+            train(resolved(longer), None, resume=run / "checkpoints" / name)
+    elif checkpoint.epoch < 3:
+        train(resolved(longer), None, resume=run / "checkpoints" / name)
+    assert differences(run, expected) == []
+
+
+def test_a_run_that_was_never_saved_within_its_epoch_begins_that_anew(settings, whole, tmp_path, monkeypatch):
+    """It goes on from the last multiple of train.save_steps, or from the last epoch where that is 0."""
+
+    def dies(self: Learner, *arguments):
+        if self.step_count == 5:
+            raise KeyboardInterrupt
+        return original(self, *arguments)
+
+    original = Learner.step
+    for steps, saved in ((0, 3), (2, 4)):
+        config, run = with_train(settings, save_steps=steps), tmp_path / str(steps)
+        with monkeypatch.context() as patch:
+            patch.setattr(Learner, "step", dies)
+            with pytest.raises(KeyboardInterrupt):
+                train(resolved(config), run)
+        assert load_checkpoint(run, "last.pt").step == saved
+        train(resolved(config), None, resume=run)
+        assert differences(run, whole, but=("train.save_steps",)) == []
+
+
+def copied(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_all_changed_settings_are_told_at_once_and_nothing_is_touched(settings, half, tmp_path):
+    run = copied(half, tmp_path)
+    other = replace(with_train(settings, lr=0.5, clip=9.0, ema=0.0), noise=None)
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(UserError) as error:
+        train(resolved(other), None, resume=run, allow_change=["train.clip"])
+    told = [line.split(":")[0].strip() for line in error.value.lines[1:]]
+    assert told[-2:] == ["train.ema", "train.lr"]
+    assert all(key.startswith("noise") for key in told[:-2]) and len(told) > 2
+    assert "  train.lr: 0.001 there, 0.5 now" in error.value.lines
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize("allowed", ["train.lr", "train"])
+def test_a_changed_setting_that_is_allowed_is_used(settings, half, whole, tmp_path, allowed):
+    run = copied(half, tmp_path)
+    train(resolved(with_train(settings, lr=5e-4)), None, resume=run, allow_change=[allowed])
+    first, second = records(run)
+    assert first == records(whole)[0]
+    assert second["lr"] == pytest.approx(records(whole)[1]["lr"] / 2)
+    assert second["loss"] != records(whole)[1]["loss"]
+    rates = [group["lr"] for group in load_checkpoint(run, "last.pt").optimizer["param_groups"]]
+    assert rates[0] == second["lr"]
+    assert load_checkpoint(run, "last.pt").config["train"]["lr"] == 5e-4
+
+
+@pytest.mark.parametrize("words", [["train.lrr"], ["data set", "train.lr"], [""]])
+def test_a_word_that_is_no_setting_is_refused(settings, half, words):
+    with pytest.raises(UserError, match="not a setting, a block of settings, or dataset") as error:
+        train(resolved(settings), None, resume=half, allow_change=words)
+    assert str(error.value).startswith(f"--allow-change {words[0]}:")
+
+
+def test_another_batch_size_begins_the_epoch_anew(settings, half, whole, tmp_path):
+    run = copied(half, tmp_path)
+    train(resolved(with_train(settings, batch_size=6)), None, resume=run, allow_change=["train.batch_size"])
+    first, second = records(run)
+    assert first == records(whole)[0]
+    assert (second["step"], load_checkpoint(run, "last.pt").steps_per_epoch) == (4, 2)
+
+
+def test_another_batch_size_in_the_first_epoch_after_a_step_that_was_passed_over(settings, tmp_path, monkeypatch):
+    """The averaged weights must not move by more than the whole way to the weights."""
+    assert stopped_after(1, settings, tmp_path / "run", monkeypatch) == TERM
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    save_checkpoint(last, replace(load_checkpoint(last), skipped=10))
+    train(resolved(with_train(settings, batch_size=6)), None, resume=tmp_path / "run", allow_change=["train.batch_size"])
+    assert load_checkpoint(last).step == 4
+
+
+def test_annotations_that_changed_under_the_same_path_are_noticed(settings, root, half, tmp_path):
+    run, file = copied(half, tmp_path), root / "annotations" / "instances_train.json"
+    before = {each: each.read_text() for each in file.parent.iterdir()}
+    content = json.loads(before[file])
+    content["annotations"] = content["annotations"][:-2]
+    try:
+        file.write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"instances_train.json changed since the run began .* --allow-change dataset$"):
+            train(resolved(settings), None, resume=run)
+        train(resolved(settings), None, resume=run, allow_change=["dataset"])
+        assert [line["epoch"] for line in records(run)] == [1, 2]
+        for each in file.parent.iterdir():
+            each.write_text(before[each].replace('"red"', '"zebra"'))
+        with pytest.raises(UserError, match="had other categories"):
+            train(resolved(with_train(settings, epochs=3)), None, resume=run, allow_change=["dataset"])
+    finally:
+        for each, text in before.items():
+            each.write_text(text)
+
+
+def test_a_dataset_that_moved_is_still_the_same(settings, root, half, whole, tmp_path):
+    run, moved = copied(half, tmp_path), Path(shutil.copytree(root, tmp_path / "moved"))
+    config = replace(settings, data=replace(settings.data, root=str(moved)))
+    train(resolved(config), None, resume=run, allow_change=["data.root"])
+    assert (
+        differences(run, whole, but=("data.root",)) == ["best.pt: config"] or differences(run, whole, but=("data.root",)) == []
+    )
+
+
+def test_a_path_that_is_no_run_is_refused(settings, half, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    shutil.copy(half / "checkpoints" / "last.pt", tmp_path / "last.pt")
+    for path in ("empty", "file", "last.pt", "nowhere"):
+        with pytest.raises(UserError, match=f"{path}: not a run folder .*nothing to resume"):
+            train(resolved(settings), None, resume=tmp_path / path)
+    (tmp_path / "bare").mkdir()
+    shutil.copy(half / "config.yaml", tmp_path / "bare")
+    with pytest.raises(UserError, match="no checkpoint in this folder"):
+        train(resolved(settings), None, resume=tmp_path / "bare")
+
+
+@pytest.fixture(scope="module")
+def pair(root, tmp_path_factory):
+    """What two processes did: a whole run, and one in which only the second process received a signal, gone on with."""
+    folder = tmp_path_factory.mktemp("pair")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(two_processes, args=(port, str(root), folder), nprocs=2)
+    return folder
+
+
+def two_processes(rank: int, port: int, root: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank)}
+    config, codes = exacting(root), []
+    with distributed.processes("cpu"), pytest.MonkeyPatch.context() as patch:
+        codes.append(code_of(config, folder / "whole"))
+        for step in (2, 5):
+            if rank == 1:
+                signal_after(step, patch)
+            distributed.gather(None)
+            codes.append(code_of(config, folder / "stopped"))
+            distributed.gather(None)
+            if rank == 0 and step == 5:
+                shutil.copytree(folder / "stopped", folder / "alone")
+            codes.append(load_checkpoint(folder / "stopped", "last.pt").step)
+        codes.append(code_of(config, folder / "stopped"))
+    (folder / f"{rank}.json").write_text(json.dumps(codes))
+
+
+def test_two_processes_stop_at_the_same_step_where_one_received_the_signal(pair):
+    for rank in (0, 1):
+        assert json.loads((pair / f"{rank}.json").read_text()) == [0, TERM, 2, TERM, 5, 0]
+
+
+def test_a_run_of_two_processes_that_was_stopped_ends_with_the_same_bits(pair):
+    assert differences(pair / "stopped", pair / "whole") == []
+
+
+def test_a_run_of_two_processes_can_be_gone_on_with_by_one(pair, settings):
+    """Dropout differs from there on, for one step: the mean over the epoch is near."""
+    assert code_of(settings, pair / "alone") == 0
+    ours, theirs = records(pair / "alone"), records(pair / "whole")
+    assert ours[0] == theirs[0]
+    assert ours[1].keys() == theirs[1].keys()
+    for name in ("loss", "dn_loss", "cls_0", "box_1"):
+        assert ours[1][name] == pytest.approx(theirs[1][name], rel=0.05)
