@@ -36,6 +36,8 @@ class Lasting(Console):
 def open_console(*, stderr: bool = False) -> Console:
     """Colours and the terminal's width for a terminal, plain lines for a pipe; `NO_COLOR` is respected."""
     stream = sys.stderr if stderr else sys.stdout
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="backslashreplace")  # names of files may be anything
     return Lasting(stderr=stderr, width=None if stream.isatty() else PIPED_WIDTH, highlight=False, emoji=False)
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SMALLEST = 400  # pixels of the shorter side of a drawn picture
 LARGEST = 4000  # pixels beyond which no side is enlarged
+MOST = 32_000  # pixels of a drawn side: two pictures side by side fit into the 65535 of a JPEG
 HEADING = 24  # pixels of the line of text above a picture
 
 
@@ -22,9 +23,11 @@ class Mark(NamedTuple):
 
 
 def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
-    """A copy of the image, enlarged if it is tiny, with the marks on it, the last one on top."""
+    """A copy of the image with the marks on it, the last one on top: enlarged if tiny, shrunk if no JPEG could hold it."""
     scale = max(1, min(-(-SMALLEST // min(image.size)), LARGEST // max(image.size)))
-    picture = image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+    scale = min(scale, MOST / max(image.size))
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(picture)
     shorter = min(picture.size)
     line, font = max(2, shorter // 250), ImageFont.load_default(size=max(13, shorter // 40))

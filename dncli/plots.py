@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def plot_run(records: Records, folder: Path) -> None:
             axes.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", transform=axes.transAxes)
         figure.savefig(folder / f"{name}.png", dpi=120)
         plt.close(figure)
+    gc.collect()  # a figure is full of cycles, which Python would let pile up over tens of epochs
 
 
 def draw_line(axes: Axes, records: Records, key: str, legend: str) -> None:

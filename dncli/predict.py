@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from dncli.training.report import Report
 from dncli.training.run import replace_text
 from models.structures import Target
 
+LONGEST_STEM = 240  # bytes of a name, which a number and .jpg make longer; file systems allow 255
+
 
 def predict(
     ckpt: str | Path, paths: Sequence[str | Path], out: str | Path, threshold: float = 0.3, *, trust: bool = False
@@ -39,7 +42,7 @@ def predict(
     same. Files that cannot be read are named in a UserError at the end, when all others are done.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; give a new folder with --out")
     checkpoint = load_checkpoint(ckpt, trust=trust)
     files, problems = find_images(paths)
@@ -77,10 +80,15 @@ def find_images(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
     files: list[Path] = []
     problems = []
     for path in map(Path, paths):
-        found = sorted(images_in(path)) if path.is_dir() else [path] if path.exists() else []
+        folder = os.path.isdir(path)  # unlike Path's, it answers for names that no system allows
+        try:
+            found = sorted(images_in(path)) if folder else [path] if os.path.exists(path) else []
+        except OSError as error:
+            problems.append(f"{path}: cannot be listed: {error.strerror or error}")
+            continue
         files += found
         if not found:
-            problems.append(f"{path}: {'holds no images' if path.is_dir() else 'no such file or folder'}")
+            problems.append(f"{path}: {'holds no images' if folder else 'no such file or folder'}")
     return list(dict.fromkeys(files)), problems
 
 
@@ -121,5 +129,6 @@ def draw(picture: Image.Image, detections: Sequence[dict[str, Any]], categories:
 
 def free_name(folder: Path, stem: str) -> Path:
     """STEM.jpg, or STEM-2.jpg where images of one name come from several folders."""
+    stem = os.fsdecode(os.fsencode(stem)[:LONGEST_STEM])
     names = (folder / (f"{stem}.jpg" if i == 1 else f"{stem}-{i}.jpg") for i in range(1, 10**6))
     return next(name for name in names if not name.exists())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 
 from dncli.console import UserError
 from dncli.settings import (
+    LONGEST_KEY,
     Found,
     Loader,
     Mistake,
@@ -22,6 +25,7 @@ from dncli.settings import (
     is_inside,
     merge,
     parse_override,
+    printable,
     read_settings,
 )
 
@@ -105,10 +109,10 @@ def find_preset(name_or_path: str | Path) -> Path:
     """The file, where a path is given, else the preset of that name."""
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml")):
-        if not Path(text).is_file():
-            raise UserError(f"{text}: no such preset file")
+        if not os.path.isfile(text):
+            raise UserError(f"{printable(text)}: no such preset file")
         return Path(text)
-    if (FOLDER / f"{text}.yaml").is_file():
+    if os.path.isfile(FOLDER / f"{text}.yaml"):  # Path.is_file raises for a name that is too long
         return FOLDER / f"{text}.yaml"
     near = difflib.get_close_matches(text, [path.stem for path in FOLDER.glob("*.yaml")], n=3)
     guess = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -117,7 +121,7 @@ def find_preset(name_or_path: str | Path) -> Path:
 
 def shown(path: Path) -> str:
     """A path as the user knows it: what comes with dndetr is presets/NAME.yaml, wherever it is installed."""
-    return f"presets/{path.name}" if path.resolve().parent == FOLDER else str(path)
+    return printable(f"presets/{path.name}" if path.resolve().parent == FOLDER else str(path))
 
 
 def read_preset(path: Path) -> Found:
@@ -126,16 +130,20 @@ def read_preset(path: Path) -> Found:
     base = settings.pop("extends", None)
     if base is None:
         return settings, mistakes
-    name = str(base.value)
+    name = base.value
+    if not isinstance(name, str):
+        problem = f"extends must be the name or the path of a preset, got {json.dumps(name)[:LONGEST_KEY]}"
+        raise UserError(*map(str, [*mistakes, Mistake(base.place, problem)]))
     neighbour = path.parent / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     try:
-        file = neighbour if neighbour.is_file() else find_preset(name)
+        file = neighbour if os.path.isfile(neighbour) else find_preset(name)
         below, wrong = read_settings(file, shown(file), layer=0)
     except UserError as error:  # without it, what it would have held seems to be missing
         raise UserError(*map(str, [*mistakes, Mistake(base.place, f"extends: {error}")])) from error
     if "extends" in below:
-        further = below.pop("extends").value
-        wrong = [*wrong, Mistake(base.place, f"extends {base.value}, which extends {further}; only one level is allowed")]
+        further = printable(str(below.pop("extends").value))
+        problem = f"extends {printable(name)}, which extends {further}; only one level is allowed"
+        wrong = [*wrong, Mistake(base.place, problem)]
     below = {k: s for k, s in below.items() if k != "paper" and not is_inside(k, "paper")}  # another row's numbers
     return merge(below, settings), wrong + mistakes
 

@@ -26,6 +26,7 @@ WORDS = {
 }
 HINTS = get_type_hints(Config)
 CHOICES = {name: get_args(hint) for name, hint in HINTS.items() if get_origin(hint) is Literal}  # settings in no block
+LONGEST = 200  # characters of a value or a key that a sentence shows
 OPTIONAL = {block for block, hint in HINTS.items() if NoneType in get_args(hint)}
 
 
@@ -80,7 +81,7 @@ def choose_host(settings: Settings, origin: Place) -> tuple[str | None, list[Mis
     if "host.name" not in settings:
         return None, [Mistake(origin, f"host.name is missing, it must be {choices}")]
     name, place = settings["host.name"]
-    if name in HOSTS:
+    if isinstance(name, str) and name in HOSTS:
         return name, []
     return None, [Mistake(place, f"host.name must be {choices}, got {show(name)}{guess(name, HOSTS)}")]
 
@@ -114,9 +115,12 @@ def build(block: str, cls: type, given: Settings, place: Place) -> tuple[Any, li
     A dataclass checks its rules only where every type is right. So values of a wrong type are left out and the rest is
     tried again; rules that name such a field say nothing then.
     """
-    infinite = {name: s for name, s in given.items() if isinstance(s.value, float) and not math.isfinite(s.value)}
-    mistakes = [Mistake(s.place, f"{block}.{name} must be finite, got {s.value}") for name, s in infinite.items()]
-    wrong = set(infinite)
+    unfit = {name: rule for name, s in given.items() if (rule := unfit_for_json(s.value))}
+    mistakes = [
+        Mistake(given[name].place, f"{block}.{name} must {rule}, got {show(given[name].value)}")
+        for name, rule in unfit.items()
+    ]
+    wrong = set(unfit)
     while True:
         values = {name: setting.value for name, setting in given.items() if name not in wrong}
         try:
@@ -128,6 +132,19 @@ def build(block: str, cls: type, given: Settings, place: Place) -> tuple[Any, li
         if not problems.keys() & values.keys():
             return None, mistakes
         wrong |= problems.keys()
+
+
+def unfit_for_json(value: Any) -> str | None:
+    """What a value must be for JSON, and with it pydantic, to hold it; None where it does."""
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(unfit_for_json, value)), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "be finite"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "lie between -2^63 and 2^63"
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        return "be text without halves of characters (surrogates)"
+    return None
 
 
 def explain(error: ValidationError, block: str, cls: type) -> list[tuple[str, str]]:
@@ -167,7 +184,7 @@ def unknown_keys(settings: Settings, host: str | None) -> list[Mistake]:
             problem = f"{key} belongs to {' and '.join(owners)}, but host.name is {host}"
         else:
             near = nearest(key, known) or nearest(key, known_keys())
-            problem = f"unknown key {key!r}" + (f", did you mean {near}?" if near else "")
+            problem = f"unknown key {show(key)}" + (f", did you mean {near}?" if near else "")
         mistakes.append(Mistake(setting.place, problem))
     return mistakes
 
@@ -212,8 +229,9 @@ def guess(value: Any, options: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as in a preset."""
-    return repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    """A value as in a preset, its beginning where it is long."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def override_for(flag: str, value: str, block: str = "") -> str | None:

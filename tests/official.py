@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from models.backbone import shrink
 from models.dab_detr import DabDetr, DabDetrConfig
 from models.deformable_detr import DeformableDetr, DeformableDetrConfig
 from models.denoising.noise import Draws, NoiseConfig, NoisedTargets, apply_noise
@@ -117,7 +117,12 @@ class StoredFeatures(nn.Module):
         self.channels = [f.shape[1] for f in features]
 
     def forward(self, images: Images) -> list[Feature]:
-        return [Feature(f, shrink(images.padding, f.shape[-2:])) for f in self.features]
+        return [Feature(f, nearest(images.padding, f.shape[-2:])) for f in self.features]
+
+
+def nearest(padding: Tensor, size: tuple[int, int]) -> Tensor:
+    """As the reference shrinks it: on canvases that are no multiple of the stride, by other pixels than the features' own."""
+    return F.interpolate(padding[None].float(), size=tuple(size)).to(torch.bool)[0]
 
 
 class Fixture:

@@ -6,20 +6,27 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 SLACK = 1.0  # pixels by which a box may leave its image: annotation tools round
+LEAST = 1e-6  # of the image's side: a box that is narrower has no width in float32
+AREA = 1e10  # square pixels: COCO's evaluation ignores whatever is larger, or below 0
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what no terminal and no log shows as it is
 
-# Kinds of defects. Those in REPAIRED are mended on reading, as DETR does (boxes are clipped, empty ones dropped).
+# Kinds of defects. Those in REPAIRED are mended on reading, as DETR does (boxes are clipped, empty ones dropped). HARMLESS are
+# masks, which are not used, and categories of one name, which are classes of their own: some exports name a category like
+# its parent. A dataset with any other kind is not trained on.
 MALFORMED, MISSING_KEY, WRONG_TYPE, NON_FINITE = "malformed file", "missing key", "wrong type", "non-finite number"
-DUPLICATE, UNKNOWN_CATEGORY, UNKNOWN_IMAGE = "duplicate id", "unknown category", "unknown image"
+DUPLICATE, SAME_NAME, UNKNOWN_CATEGORY, UNKNOWN_IMAGE = "duplicate id", "same name", "unknown category", "unknown image"
 BAD_PATH, NO_IMAGE, UNREADABLE, WRONG_SIZE = "path outside the root", "missing image", "unreadable image", "wrong size"
 EMPTY_BOX, OUTSIDE, TOO_MANY, NO_SPLIT = "empty box", "box outside the image", "more objects than queries", "missing split"
-REPAIRED = frozenset({EMPTY_BOX, OUTSIDE})
+WRONG_MASK, TWINS, NOTHING = "mask of another size", "categories of one name", "nothing to use"
+REPAIRED, HARMLESS = frozenset({EMPTY_BOX, OUTSIDE}), frozenset({WRONG_MASK, TWINS})
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ def read_annotations(file: Path, image_folder: Path | None = None) -> Annotation
                 continue
             seen.add(identity)
             examine(found, entry, place)
+    find_same_names(found)
     if image_folder is not None:
         find_images(found, image_folder)
     return found
@@ -103,19 +111,31 @@ def read_json(found: Annotations) -> dict[str, Any] | None:
     try:
         raw = found.file.read_bytes()
         found.digest = hashlib.sha256(raw).hexdigest()
-        content = json.loads(raw)
+        content = json.loads(raw, object_pairs_hook=unrepeated)
     except json.JSONDecodeError as error:
-        found.add(MALFORMED, f"line {error.lineno}, column {error.colno}: malformed JSON: {error.msg}")
+        found.add(MALFORMED, f"line {error.lineno}, column {error.colno}: malformed JSON: {error.msg}; export the file again")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        found.add(MALFORMED, f"line {line}: not text: byte {error.object[error.start]:#04x}")
-    except (OSError, ValueError, RecursionError) as error:
-        found.add(MALFORMED, f"cannot be read: {error}")
+        found.add(MALFORMED, f"line {line}: not text: byte {error.object[error.start]:#04x}; save the file as UTF-8")
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        reason = {RecursionError: "nested too deeply", MemoryError: "too large for the memory"}.get(type(error), error)
+        found.add(MALFORMED, f"cannot be read: {reason}")
     else:
         if isinstance(content, dict):
             return content
         found.add(MALFORMED, 'is not COCO: it must hold an object with "images", "annotations" and "categories"')
     return None
+
+
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys and values of a JSON object; Python would silently take the last one of equal keys."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for key in keys if keys.count(key) > 1)
+        where = f" of the object with id {shown(entry['id'])}" if "id" in entry else ""
+        raise ValueError(f"the key {shown(key)}{where} appears twice; keep one of them")
+    return entry
 
 
 def entries(found: Annotations, content: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -139,19 +159,20 @@ def entries(found: Annotations, content: dict[str, Any], name: str) -> Iterator[
 
 
 def add_image(found: Annotations, entry: dict[str, Any], place: str) -> None:
-    rules = {"file_name": ("text", is_text), "width": ("a whole number above 0", is_length)}
+    rules = {"file_name": (TEXT, is_text), "width": ("a whole number above 0", is_length)}
     rules["height"] = rules["width"]
     if not complete(found, entry, place, rules, image_id=entry["id"]):
         return
-    name = entry["file_name"]
-    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
-        found.add(BAD_PATH, f"file_name {name!r} must stay in the image folder ({place})", entry["id"])
+    name = PurePath(entry["file_name"])
+    if name.is_absolute() or ".." in name.parts or not name.name:
+        told = f"file_name {brief(repr(entry['file_name']))} must stay in the image folder ({place})"
+        found.add(BAD_PATH, told, entry["id"])
         return
-    found.images[entry["id"]] = Image(entry["id"], name, int(entry["width"]), int(entry["height"]))
+    found.images[entry["id"]] = Image(entry["id"], str(name), int(entry["width"]), int(entry["height"]))
 
 
 def add_category(found: Annotations, entry: dict[str, Any], place: str) -> None:
-    if complete(found, entry, place, {"name": ("text", is_text)}):
+    if complete(found, entry, place, {"name": (TEXT, is_text)}):
         found.categories[entry["id"]] = entry["name"]
 
 
@@ -161,7 +182,7 @@ def add_object(found: Annotations, entry: dict[str, Any], place: str) -> None:
         "category_id": ("a whole number", is_id),
         "bbox": ("[x, y, width, height]", is_box),
     }
-    optional = {"iscrowd": ("0 or 1", lambda value: value in (0, 1)), "area": ("a number", is_number)}
+    optional = {"iscrowd": ("0 or 1", lambda value: value in (0, 1)), "area": (f"a number from 0 to {AREA:.0e}", is_area)}
     rules |= {name: rule for name, rule in optional.items() if name in entry}
     about = {"image_id": image_of(entry), "annotation_id": entry["id"]}
     if not complete(found, entry, place, rules, **about):
@@ -177,18 +198,50 @@ def add_object(found: Annotations, entry: dict[str, Any], place: str) -> None:
         found.add(UNKNOWN_IMAGE, f'image {entry["image_id"]} is not in "images" ({place})', **about)
     if sound:
         check_box(found, image, box, place, about)
+        check_mask(found, image, entry, place, about)
         category, crowd = entry["category_id"], bool(entry.get("iscrowd", 0))
         found.objects.append(Object(entry["id"], image.id, category, box, crowd))
 
 
 def check_box(found: Annotations, image: Image, box: tuple[float, ...], place: str, about: dict[str, Any]) -> None:
-    x, y, width, height = box
-    beyond = max(-x, -y, x + width - image.width, y + height - image.height)
-    if width <= 0 or height <= 0:
+    size = f"{image.width} x {image.height}"
+    if box[2] < LEAST * image.width or box[3] < LEAST * image.height:
         found.add(EMPTY_BOX, f"bbox {list(box)} has no width or no height; it is left out ({place})", **about)
-    elif beyond > SLACK:
-        size = f"{image.width} x {image.height}"
+    elif clipped(box, image.width, image.height) is None:
+        found.add(EMPTY_BOX, f"bbox {list(box)} lies outside its image of {size}; it is left out ({place})", **about)
+    elif leaves(box, image.width, image.height):
         found.add(OUTSIDE, f"bbox {list(box)} leaves its image of {size}; it is clipped ({place})", **about)
+
+
+def leaves(box: Sequence[float], width: int, height: int) -> bool:
+    """Whether a box x, y, width, height leaves its image by more than rounding."""
+    return max(-box[0], -box[1], box[0] + box[2] - width, box[1] + box[3] - height) > SLACK
+
+
+def clipped(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
+    """x, y, width, height in pixels to cxcywh in [0, 1] of the image; None where nothing of it is inside."""
+    x0, x1 = (min(max(edge / width, 0.0), 1.0) for edge in (box[0], box[0] + box[2]))
+    y0, y1 = (min(max(edge / height, 0.0), 1.0) for edge in (box[1], box[1] + box[3]))
+    if min(x1 - x0, y1 - y0) < LEAST:
+        return None
+    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
+
+
+def inside(box: Sequence[float], width: int, height: int) -> Sequence[float] | None:
+    """What is in the image of a box x, y, width, height: the box itself if it leaves by rounding only, None for nothing."""
+    seen = clipped(box, width, height)
+    if seen is None or not leaves(box, width, height):
+        return None if seen is None else box
+    x, y, w, h = (share * side for share, side in zip(seen, (width, height) * 2, strict=True))
+    return [x - w / 2, y - h / 2, w, h]
+
+
+def check_mask(found: Annotations, image: Image, entry: dict[str, Any], place: str, about: dict[str, Any]) -> None:
+    """A mask of another size tells that the annotation was made for another picture; its box may still be right."""
+    mask = entry.get("segmentation")
+    if isinstance(mask, dict) and mask.get("size") != [image.height, image.width]:
+        told = f"segmentation is of [height, width] {shown(mask.get('size'))}, its image [{image.height}, {image.width}]"
+        found.add(WRONG_MASK, f"{told}; only boxes are used: look whether bbox is right ({place})", **about)
 
 
 def complete(
@@ -211,15 +264,65 @@ def complete(
     return sound
 
 
-def find_images(found: Annotations, folder: Path) -> None:
-    """Note which images are not there. One listing is much faster than a look at each of 118,000 files."""
-    try:
-        present = {entry.name for entry in os.scandir(folder) if entry.is_file()}
-    except OSError:
-        present = set()
+def find_same_names(found: Annotations) -> None:
+    """Two images of one file share its objects out between them; of two categories with one name, none is the right one."""
+    first: dict[str, int] = {}
     for image in found.images.values():
-        if image.file_name not in present and not os.path.isfile(folder / image.file_name):
-            found.add(NO_IMAGE, f"{folder / image.file_name} does not exist", image.id)
+        other = first.setdefault(image.file_name, image.id)
+        if other != image.id:
+            told = f"file_name {brief(repr(image.file_name))} is that of image {other} too; list each file once"
+            found.add(SAME_NAME, told, image.id)
+    first = {}
+    for i, name in found.categories.items():
+        other = first.setdefault(name, i)
+        if other != i:
+            found.add(TWINS, f"category {i} is named {brief(repr(name))} like category {other}; give each its own name")
+
+
+def find_images(found: Annotations, folder: Path) -> None:
+    """Note which images are not there, and which lie outside of the data root, the folder around `folder`.
+
+    One listing of each folder is much faster than a look at each of 118,000 files; only links are followed.
+    """
+    roots = [os.path.realpath(folder), os.path.realpath(folder.parent)]  # either may be a link itself: so data is shared
+    listings: dict[str, tuple[bool, dict[str, bool]]] = {}
+    for image in found.images.values():
+        parent, name = os.path.split(image.file_name)
+        if parent not in listings:
+            listings[parent] = is_within(folder / parent, roots), files_and_links(folder / parent)
+        inside, files = listings[parent]
+        path = folder / image.file_name
+        link = files.get(name)
+        if link is False and inside:
+            continue
+        if not os.path.isfile(path):
+            found.add(NO_IMAGE, f"{brief(str(path))} {why_missing(path)}", image.id)
+        elif not is_within(path, roots):
+            told = f"{path} leads out of the data root, to {os.path.realpath(path)}"
+            found.add(BAD_PATH, f"{told}; put the file itself there, or let data.root lie around both", image.id)
+
+
+def is_within(path: Path, roots: Sequence[str]) -> bool:
+    """Whether `path` lies below one of `roots` when all links are followed."""
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(root) for root in roots)
+
+
+def files_and_links(folder: Path) -> dict[str, bool]:
+    """The names of files and links in a folder, and whether each is a link; nothing where it cannot be listed."""
+    try:
+        with os.scandir(folder) as listed:
+            return {entry.name: entry.is_symlink() for entry in listed if entry.is_symlink() or entry.is_file()}
+    except (OSError, ValueError):
+        return {}
+
+
+def why_missing(path: Path) -> str:
+    if os.path.isdir(path):
+        return "is a folder; file_name must name a file"
+    if os.path.lexists(path):
+        return "is not a regular file" if os.path.exists(path) else "is a link that leads nowhere"
+    return "does not exist" + ("; write / between folders, not \\" if "\\" in path.name else "")
 
 
 def image_of(entry: dict[str, Any]) -> int | None:
@@ -235,8 +338,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float) or is_id(value)
 
 
+def is_area(value: Any) -> bool:
+    return is_number(value) and (0 <= value <= AREA or not math.isfinite(value))  # the latter is said of box and area at once
+
+
+TEXT = "text without control characters"
+
+
 def is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    return isinstance(value, str) and value.strip() != "" and not UNPRINTABLE.search(value)
 
 
 def is_length(value: Any) -> bool:
@@ -248,5 +358,11 @@ def is_box(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    try:
+        return brief(json.dumps(value), 60)
+    except RecursionError:
+        return "something deeply nested"
+
+
+def brief(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

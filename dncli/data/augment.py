@@ -19,6 +19,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 
 # DETR's crop: first one of these for the shorter side, then a window with sides between these, for training sizes up to 800.
 BEFORE_CROP, CROP, DETR_SIZE = (400, 500, 600), (384, 600), 800
+STRIP = 32  # times the shorter side that the longer one has at most before the crop: a line of pixels would fill the memory
 SLIVER = 1.0  # pixels: what a crop leaves of an object must be wider and higher
 
 Sample = tuple[Image.Image, tv_tensors.BoundingBoxes, Tensor]  # picture, its boxes in pixels, their labels
@@ -66,7 +67,8 @@ def pixels(picture: Image.Image) -> Tensor:
 
 def cropped(sample: Sample, scale: float, rng: torch.Generator) -> Sample:
     """Resize, then cut a random window out; objects that leave it, or nearly, are gone."""
-    picture, boxes, labels = resized(sample, round(choice(BEFORE_CROP, rng) * scale), None)
+    shorter = round(choice(BEFORE_CROP, rng) * scale)
+    picture, boxes, labels = resized(sample, shorter, STRIP * shorter)
     least, most = (max(1, round(side * scale)) for side in CROP)
     width, height = (between(min(least, side), min(most, side), rng) for side in picture.size)
     left, top = between(0, picture.width - width, rng), between(0, picture.height - height, rng)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dncli.console import UserError
 from dncli.data import annotations as kinds
-from dncli.data.annotations import Annotations, Defect, read_annotations
-from dncli.data.coco import SPLITS, find_split
+from dncli.data.annotations import Annotations, Defect, inside, read_annotations
+from dncli.data.coco import SPLITS, find_split, is_trained_on, lacking, resolve_root
 from dncli.data.images import SizeError, read_image
 
 SIDES = {"small": 32, "medium": 96, "large": math.inf}  # COCO's sizes: root of the box's area in pixels, below
@@ -19,7 +19,7 @@ SIDES = {"small": 32, "medium": 96, "large": math.inf}  # COCO's sizes: root of 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one split holds; crowds are counted apart, boxes without width or height not at all."""
+    """What one split holds; crowds are counted apart, boxes with nothing in their image not at all."""
 
     images: int
     with_objects: int
@@ -42,12 +42,13 @@ class Report:
 
 
 def check_dataset(root: str | Path, queries: int | None = None, track: Callable[[Iterable], Iterable] = iter) -> Report:
-    """Examine both splits of the dataset under `root`, and open every image.
+    """Examine both splits of the dataset under `root`, a folder or `shapes`, and open every image.
 
     `queries` is the number of the detector's queries, which no image should have more objects than; `track` wraps the
     images that are opened, for a progress bar. Bad data never raises: it is reported.
     """
-    report = Report(Path(root))
+    root = resolve_root(str(root))
+    report = Report(root)
     known: dict[int, str] = {}  # categories of the training split
     for split in SPLITS:
         try:
@@ -60,6 +61,8 @@ def check_dataset(root: str | Path, queries: int | None = None, track: Callable[
         add_unreadable(found, files.image_folder, track)
         known = known or found.categories
         add_foreign(found, known)
+        if not found.defects and (lack := lacking(found, split)):
+            found.add(kinds.NOTHING, lack)
         report.splits[split] = count(found)
         report.defects.extend(found.defects)
     return report
@@ -73,7 +76,7 @@ def add_crowded(found: Annotations, queries: int | None) -> None:
 
 
 def add_unreadable(found: Annotations, folder: Path, track: Callable[[Iterable], Iterable]) -> None:
-    missing = {defect.image_id for defect in found.defects if defect.kind == kinds.NO_IMAGE}
+    missing = {defect.image_id for defect in found.defects if defect.kind in (kinds.NO_IMAGE, kinds.BAD_PATH)}
     for image in track([image for image in found.images.values() if image.id not in missing]):
         try:
             read_image(folder / image.file_name, size=(image.width, image.height))
@@ -92,11 +95,12 @@ def add_foreign(found: Annotations, known: dict[int, str]) -> None:
 
 
 def count(found: Annotations) -> Counts:
-    empty = {defect.annotation_id for defect in found.defects if defect.kind == kinds.EMPTY_BOX}
-    objects = [item for item in found.objects if not item.crowd and item.id not in empty]
+    objects = [item for item in found.objects if is_trained_on(item, found)]
+    images = (found.images[item.image_id] for item in objects)
+    boxes = [inside(item.box, image.width, image.height) for item, image in zip(objects, images, strict=True)]
     per_image = Counter(item.image_id for item in objects)
     per_class = Counter(item.category_id for item in objects)
-    sides = sorted(math.sqrt(item.box[2] * item.box[3]) for item in objects)
+    sides = sorted(math.sqrt(width * height) for _, _, width, height in boxes)
     sizes = Counter(next(name for name, limit in SIDES.items() if side < limit) for side in sides)
     widths, heights = ([getattr(image, side) for image in found.images.values()] for side in ("width", "height"))
     return Counts(

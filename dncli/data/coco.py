@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dncli.console import UserError
-from dncli.data.annotations import REPAIRED, Annotations, Image, Object, read_annotations
+from dncli.data.annotations import HARMLESS, REPAIRED, Annotations, Object, clipped, read_annotations
 
 SPLITS = ("train", "val")
 SHOWN = 10  # defects that an error lists
@@ -93,7 +94,7 @@ def resolve_root(config_root: str) -> Path:
         from dncli.data.shapes import shapes_root
 
         return shapes_root()
-    return Path(config_root).expanduser()
+    return Path(os.path.expanduser(config_root))
 
 
 def find_split(root: str | Path, split: str) -> SplitFiles:
@@ -102,7 +103,7 @@ def find_split(root: str | Path, split: str) -> SplitFiles:
     Raises UserError that says what was looked for.
     """
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # unlike Path's, it answers for names that no system allows
         raise UserError(f"{root}: no such folder; set data.root to a dataset in COCO format, or to shapes")
     layouts = [SplitFiles(root / "annotations" / f"instances_{name}.json", root / name) for name in (f"{split}2017", split)]
     for files in layouts:
@@ -110,6 +111,8 @@ def find_split(root: str | Path, split: str) -> SplitFiles:
             if not files.image_folder.is_dir():
                 raise UserError(f"{files.annotation_file} is there, but not its images: no folder {files.image_folder}")
             return files
+        if files.annotation_file.exists():
+            raise UserError(f"{files.annotation_file} is not a regular file; put the annotations there")
     looked = " nor ".join(str(files.annotation_file.relative_to(root)) for files in layouts)
     raise UserError(
         f"{root}: found neither {looked}",
@@ -128,26 +131,38 @@ def load_split(root: str | Path, split: str, categories: Categories | None = Non
     files = find_split(root, split)
     found = read_annotations(files.annotation_file, files.image_folder)
     refuse_defects(found, root)
-    if not found.images:
-        raise UserError(f'{found.file}: "images" is empty; a split needs at least one image')
+    if lack := lacking(found, split):
+        raise UserError(f"{found.file}: {lack}")
     if categories is None:
         ids = sorted(found.categories)
         categories = Categories(tuple(ids), tuple(found.categories[i] for i in ids))
     else:
         refuse_foreign(found, categories)
-    loaded = pack(found, split, files.image_folder, categories)
-    if split == "train" and not len(loaded.labels):
-        raise UserError(f"{found.file}: none of the {len(found.images)} images has an object to train on")
-    return loaded
+    return pack(found, split, files.image_folder, categories)
 
 
 def refuse_defects(found: Annotations, root: str | Path) -> None:
-    defects = [defect for defect in found.defects if defect.kind not in REPAIRED]
+    defects = [defect for defect in found.defects if defect.kind not in REPAIRED | HARMLESS]
     if not defects:
         return
     more = [f"... and {len(defects) - SHOWN} more"] if len(defects) > SHOWN else []
     count = f"{len(defects)} defect{'s' if len(defects) > 1 else ''}"
     raise UserError(*map(str, defects[:SHOWN]), *more, f"{count}; see them all with: dndetr data check {root}")
+
+
+def lacking(found: Annotations, split: str) -> str | None:
+    """What a split that has no defects still lacks to be of any use."""
+    if not found.images:
+        return '"images" is empty; a split needs at least one image'
+    if split == "train" and not any(is_trained_on(item, found) for item in found.objects):
+        return f"none of the {len(found.images)} images has an object to train on"
+    return None
+
+
+def is_trained_on(item: Object, found: Annotations) -> bool:
+    """Whether an entry is an object of the detector: no crowd, and with something in its image."""
+    image = found.images[item.image_id]
+    return not item.crowd and clipped(item.box, image.width, image.height) is not None
 
 
 def refuse_foreign(found: Annotations, known: Categories) -> None:
@@ -168,7 +183,7 @@ def pack(found: Annotations, name: str, image_folder: Path, categories: Categori
     """Everything in two tensors, which worker processes share instead of copying."""
     of_image: dict[int, list[Object]] = defaultdict(list)
     for item in found.objects:
-        if not item.crowd and clipped(item.box, found.images[item.image_id]) is not None:
+        if is_trained_on(item, found):
             of_image[item.image_id].append(item)
     labels: list[int] = []
     boxes: list[Sequence[float]] = []
@@ -176,7 +191,7 @@ def pack(found: Annotations, name: str, image_folder: Path, categories: Categori
     for image in found.images.values():
         first = len(labels)
         labels += [categories.labels[item.category_id] for item in of_image[image.id]]
-        boxes += [clipped(item.box, image) for item in of_image[image.id]]
+        boxes += [clipped(item.box, image.width, image.height) for item in of_image[image.id]]
         spans[image.id] = (first, len(labels))
     return Split(
         name=name,
@@ -188,13 +203,3 @@ def pack(found: Annotations, name: str, image_folder: Path, categories: Categori
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         spans=spans,
     )
-
-
-def clipped(box: Sequence[float], image: Image) -> tuple[float, float, float, float] | None:
-    """x, y, width, height in pixels to cxcywh in [0, 1] of the image; None where nothing of it is inside."""
-    x, y, width, height = box
-    x0, x1 = (min(max(edge / image.width, 0.0), 1.0) for edge in (x, x + width))
-    y0, y1 = (min(max(edge / image.height, 0.0), 1.0) for edge in (y, y + height))
-    if x1 <= x0 or y1 <= y0:
-        return None
-    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from dncli.console import UserError
+from dncli.data.annotations import UNPRINTABLE
 
+# Aerial pictures of hundreds of megapixels are read; a file that is far too small for its pixels is not a picture.
+LARGE = 90_000_000  # pixels up to which no file can do harm
+LARGEST = 2**30  # pixels that are unpacked at most, some 4 GB
+PACKED = 500  # pixels a byte of a large file; photographs have up to some 20
+Image.MAX_IMAGE_PIXELS = None  # `check_pixels` takes the place of Pillow's check, which knows no size of files
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -19,16 +38,20 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
     the picture as it is stored. Raises UserError for files that cannot be read, and where neither has that size.
     """
     try:
-        with Image.open(path) as file:
+        check_file(path)
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # Pillow's are not about anything to mend
+            check_pixels(path, file.size, size)
             file.load()
             stored = file.size
             picture = as_rgb(rotated(file, size))
+    except UserError:
+        raise
     except Exception as error:  # decoders raise whatever they like
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as an image ({error})"
-        raise UserError(f"{path}: {what}; mend or remove it, and its annotations") from error
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as an image ({reason(error)})"
+        raise UserError(f"{in_a_line(path)}: {what}; mend or remove it, and its annotations") from error
     if size is not None and picture.size != tuple(size):
         raise SizeError(
-            f"{path}: the image is {picture.size[0]} x {picture.size[1]}, its annotations say {size[0]} x {size[1]}"
+            f"{in_a_line(path)}: the image is {picture.size[0]} x {picture.size[1]}, its annotations say {size[0]} x {size[1]}"
             + ("" if picture.size == stored else f" (stored as {stored[0]} x {stored[1]})")
             + "; correct width, height and boxes there"
         )
@@ -39,6 +62,43 @@ class SizeError(UserError):
     """The image has another size than its annotations say."""
 
 
+def check_file(path: str | Path) -> None:
+    """Refuse what is no file with something in it: reading a pipe would wait for ever, and a device never end."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise ValueError("it is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a regular file")
+    if status.st_size == 0:
+        raise ValueError("it is empty")
+
+
+def check_pixels(path: str | Path, stored: tuple[int, int], size: tuple[int, int] | None) -> None:
+    """Refuse to unpack a large picture that nobody announced, that the memory has no room for, or that is a bomb."""
+    pixels, length = stored[0] * stored[1], os.path.getsize(path)
+    if pixels <= LARGE:
+        return
+    large = f"{in_a_line(path)}: the image is {stored[0]} x {stored[1]}"
+    if size is not None and sorted(size) != sorted(stored):
+        raise SizeError(f"{large}, its annotations say {size[0]} x {size[1]}; correct width, height and boxes there")
+    if pixels > LARGEST:
+        raise UserError(f"{large}, which is too large to be read at once; cut it, and its annotations, into tiles")
+    if pixels > PACKED * length:
+        told = f"{large} in {length} bytes, which looks like a decompression bomb, so it is not unpacked"
+        raise UserError(f"{told}; remove it, and its annotations, or save it with less compression")
+
+
+def in_a_line(path: str | Path) -> str:
+    """A path to be shown, whatever a stranger put into its name."""
+    return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", str(path))
+
+
+def reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it has no image format that is known here"
+    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+
+
 def rotated(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     """`picture` turned by its EXIF orientation, unless only the unturned one has that size."""
     try:
@@ -46,9 +106,9 @@ def rotated(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     except Exception:  # a broken EXIF block does not spoil the pixels
         return picture
     swaps = orientation in (5, 6, 7, 8)
-    if orientation == 1 or (swaps and size is not None and picture.size == tuple(size) and size[0] != size[1]):
+    if orientation not in UPRIGHT or (swaps and size is not None and picture.size == tuple(size) and size[0] != size[1]):
         return picture
-    return ImageOps.exif_transpose(picture)
+    return picture.transpose(UPRIGHT[orientation])
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dncli.analysis import Matches
 from dncli.console import UserError
+from dncli.data.annotations import inside
 from dncli.data.coco import Split
 from dncli.training import distributed
 from dncli.training.precision import infer
@@ -180,19 +181,27 @@ def ground_truth(split: Split) -> COCO:
     """pycocotools' view of the split's annotation file, crowds included.
 
     Annotations are numbered anew from 1, since pycocotools takes an object of id 0 for none; where an area is missing it
-    is the box's.
+    is the box's. Boxes are mended as in training: nobody can find what lies outside of an image.
     """
-    annotations = [
-        {
-            "id": i,
-            "image_id": entry["image_id"],
-            "category_id": entry["category_id"],
-            "bbox": entry["bbox"],
-            "area": entry.get("area") or entry["bbox"][2] * entry["bbox"][3],
-            "iscrowd": int(entry.get("iscrowd") or 0),
-        }
-        for i, entry in enumerate(json.loads(split.annotation_file.read_bytes())["annotations"], start=1)
-    ]
+    annotations = []
+    images = {image.id: image for image in split.images}
+    for entry in json.loads(split.annotation_file.read_bytes())["annotations"]:
+        image = images[entry["image_id"]]
+        box = inside(entry["bbox"], image.width, image.height)
+        if box is None:
+            continue
+        whole = box[2] * box[3]
+        area = entry.get("area") or whole
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": image.id,
+                "category_id": entry["category_id"],
+                "bbox": box,
+                "area": area if box is entry["bbox"] else min(area, whole),
+                "iscrowd": int(entry.get("iscrowd") or 0),
+            }
+        )
     categories = zip(split.categories.ids, split.categories.names, strict=True)
     return index(
         {

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dncli.console import UserError
+from dncli.data.annotations import read_annotations
 from dncli.data.coco import Categories, find_split, load_split
 from tests.data.coco_files import image, item, write_annotations, write_split
 
@@ -58,6 +59,17 @@ def test_boxes_are_clipped_and_empty_ones_dropped(tmp_path):
     annotations = [item(i, 1, box) for i, box in enumerate(boxes)]
     split = load_split(write_split(tmp_path, "train", [image(1)], annotations), "train")
     torch.testing.assert_close(split.objects(1).boxes, torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.875, 0.75, 0.25, 0.5]]))
+
+
+def test_categories_of_one_name_are_classes_of_their_own(tmp_path):
+    """As in exports that name a category like its parent."""
+    twins = [{"id": 0, "name": "fish"}, {"id": 1, "name": "fish"}]
+    root = write_split(tmp_path, "train", [image(1)], [item(1, 1, [0, 0, 9, 9], category=1)], twins)
+    split = load_split(root, "train")
+    assert split.categories.ids == (0, 1)
+    assert split.objects(1).labels.tolist() == [1]
+    (defect,) = read_annotations(split.annotation_file).defects
+    assert defect.message == "category 1 is named 'fish' like category 0; give each its own name"
 
 
 def test_every_defect_with_its_place(tmp_path):

@@ -218,13 +218,14 @@ def test_efficientnet_features_are_the_packages():
 KINDS = [("resnet18", False), ("resnet50", False), ("resnet50", True), ("small", False), ("efficientnet_lite0", False)]
 
 
+@pytest.mark.parametrize("canvas", [(96, 128), (67, 101), (65, 96)], ids=str)
 @pytest.mark.parametrize(("name", "dilation"), KINDS)
-def test_features_do_not_depend_on_how_far_the_canvas_was_padded(name, dilation):
+def test_features_do_not_depend_on_how_far_the_canvas_was_padded(name, dilation, canvas):
     if name == "efficientnet_lite0":
         pytest.importorskip("efficientnet_lite_pytorch")
     backbone = any_statistics(build(name, "none", dilation)).eval()
     rng = torch.Generator().manual_seed(0)
-    wide, odd = torch.randn(3, 64, 96, generator=rng), torch.randn(3, 41, 57, generator=rng)
+    wide, odd = torch.randn(3, 64, 96, generator=rng), torch.randn(3, 41, 59, generator=rng)
 
     def run(*images, canvas):
         pixels = torch.stack([F.pad(x, (0, canvas[1] - x.shape[2], 0, canvas[0] - x.shape[1])) for x in images])
@@ -234,8 +235,8 @@ def test_features_do_not_depend_on_how_far_the_canvas_was_padded(name, dilation)
         with torch.no_grad():
             return backbone(Images(pixels, padding if padding.any() else None))
 
-    together = run(wide, odd, canvas=(96, 128))
-    for i, alone in enumerate((run(wide, canvas=(64, 96)), run(odd, canvas=(64, 64)))):
+    together = run(wide, odd, canvas=canvas)
+    for i, alone in ((0, run(wide, canvas=(64, 96))), (1, run(odd, canvas=(64, 64))), (1, run(odd, canvas=(41, 59)))):
         for feature, mine in zip(together, alone, strict=True):
             h, w = mine.x.shape[-2:]
             hidden = torch.zeros(1, h, w, dtype=torch.bool) if mine.padding is None else mine.padding

@@ -352,7 +352,7 @@ def test_a_run_goes_on_from_the_checkpoint_that_the_message_names(run, tmp_path)
         train(resolved(config), None, resume=tmp_path / "run")
     named = str(error.value).partition("the last whole one is ")[2]
     assert named == str(last.with_name("previous.pt"))
-    assert load_checkpoint(named).epoch == 1
+    assert (load_checkpoint(named).epoch, load_checkpoint(named).step) == (1, 4)  # saved before the last evaluation
     train(resolved(config), None, resume=named)
     ours, theirs = (load_checkpoint(folder, prefer="last.pt") for folder in (tmp_path / "run", run))
     for part in ("model", "optimizer"):

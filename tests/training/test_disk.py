@@ -175,7 +175,7 @@ FAILS = {
     "save_matches": (2, 0),
     "replace_text": (2, 4),
     "draw_samples": (1, 40),
-    "plot_run": (1, 290),
+    "plot_run": (1, 450),
     "save_checkpoint": (2, 400),
 }
 

@@ -42,6 +42,25 @@ if __name__ == "__main__":
     main()
 """
 
+# The command `dndetr`, whose data workers wait like that for the images of the second epoch.
+HUNGRY = """
+import pathlib, time
+from dncli.cli import main
+from dncli.data.loader import DetectionDataset
+
+def image(self, key, read=DetectionDataset.__getitem__):
+    if self.train and key[0] == 2:
+        here = pathlib.Path(__file__).parent
+        (here / "ready").touch()
+        while not (here / "go").exists():
+            time.sleep(0.02)
+    return read(self, key)
+
+if __name__ == "__main__":
+    DetectionDataset.__getitem__ = image
+    main()
+"""
+
 # The command `dndetr`, where the second process dies once: in step 5, when step 4 is saved.
 DYING = """
 import os, pathlib, signal
@@ -91,14 +110,13 @@ def wait_for(happened: Callable[[], bool], process: subprocess.Popen) -> None:
     raise AssertionError("it never happened")
 
 
-def waiting(tmp_path: Path) -> list[str]:
-    (tmp_path / "waiting.py").write_text(WAITING)
+def script(tmp_path: Path, text: str = WAITING) -> list[str]:
+    (tmp_path / "waiting.py").write_text(text)
     return [sys.executable, str(tmp_path / "waiting.py")]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_the_whole_group_saves_the_run(preset, tmp_path, number, code):
-    """Data workers belong to the group: the step that is being finished needs them."""
     run = tmp_path / "run"
     process = start([*COMMAND, "train", "--preset", str(preset), "--out", str(run), "data.workers=2"], tmp_path)
     wait_for(lambda: (run / "config.yaml").exists() and load_checkpoint(run, "last.pt").step > STEPS, process)
@@ -110,9 +128,23 @@ def test_a_signal_to_the_whole_group_saves_the_run(preset, tmp_path, number, cod
     assert len(records(run)) == load_checkpoint(run, "last.pt").epoch
 
 
+def test_data_workers_are_there_for_the_step_that_is_finished(preset, tmp_path):
+    """They belong to the group that receives the signal, and the training waits for their images."""
+    run = tmp_path / "run"
+    process = start(
+        [*script(tmp_path, HUNGRY), "train", "--preset", str(preset), "--out", str(run), "data.workers=2"], tmp_path
+    )
+    wait_for((tmp_path / "ready").exists, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    wait_for(lambda: "once more to quit at once" in (tmp_path / "said").read_text(), process)
+    (tmp_path / "go").touch()
+    assert process.wait(PATIENCE) == 143, (tmp_path / "said").read_text()
+    assert load_checkpoint(run, "last.pt").step == STEPS + 1
+
+
 def test_a_signal_saves_the_run_also_where_nobody_reads_what_it_says(preset, tmp_path):
     """As in `dndetr train 2>&1 | tee log`, where Ctrl-C ends tee at once."""
-    command = [*waiting(tmp_path), "train", "--preset", str(preset), "--out", str(tmp_path / "run")]
+    command = [*script(tmp_path), "train", "--preset", str(preset), "--out", str(tmp_path / "run")]
     process = start(command, tmp_path, stdout=subprocess.PIPE)
     wait_for((tmp_path / "ready").exists, process)
     process.stdout.close()
@@ -125,7 +157,7 @@ def test_a_signal_saves_the_run_also_where_nobody_reads_what_it_says(preset, tmp
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_quits_at_once(preset, tmp_path, second):
     """In the middle of a step that would never end; the checkpoint before it is there."""
-    process = start([*waiting(tmp_path), "train", "--preset", str(preset), "--out", str(tmp_path / "run")], tmp_path)
+    process = start([*script(tmp_path), "train", "--preset", str(preset), "--out", str(tmp_path / "run")], tmp_path)
     wait_for((tmp_path / "ready").exists, process)
     os.killpg(process.pid, signal.SIGINT)
     wait_for(lambda: "once more to quit at once" in (tmp_path / "said").read_text(), process)
@@ -180,7 +212,7 @@ def test_a_restart_does_not_go_on_with_the_run_of_another_launch(launches, setti
 
 def test_torchrun_that_is_told_to_stop_lets_its_processes_save(preset, tmp_path):
     run = tmp_path / "run"
-    waiting(tmp_path)
+    script(tmp_path)
     process = start(torchrun(str(tmp_path / "waiting.py"), "train", "--preset", str(preset), "--out", str(run)), tmp_path)
     wait_for((tmp_path / "ready").exists, process)
     process.send_signal(signal.SIGTERM)
