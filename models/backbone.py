@@ -1,7 +1,7 @@
 """Backbones: what turns pixels into feature maps, each with its own padding.
 
-Every convolution wider than one pixel sees zeros under the padding, as it would at the border of the image itself, so that a
-feature does not depend on how far its batch was padded. On canvases that are multiples of the coarsest stride this is exact.
+Every convolution and pooling wider than one pixel sees zeros under the padding, as it would at the border of the image itself,
+and every stride rounds sizes up, so that a feature does not depend on how far its batch was padded.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Backbone(nn.Module):
             stage.requires_grad_(False)
         self.valid: Tensor | None = None
         for module in stages.modules():
-            if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1:
+            wide = isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
+            if wide or isinstance(module, nn.MaxPool2d):  # which follows a ReLU: to its maximum 0 is nothing
                 module.register_forward_pre_hook(self.hide_padding)
 
     def forward(self, images: Images) -> list[Feature]:
@@ -81,10 +82,19 @@ class Backbone(nn.Module):
 
 
 def shrink(mask: Tensor | None, size: tuple[int, int]) -> Tensor | None:
-    """(B, H, W) bool to (B, h, w) by the nearest pixel."""
+    """(B, H, W) bool to (B, h, w): the pixel at which each feature begins, on whatever canvas."""
     if mask is None:
         return None
-    return F.interpolate(mask[:, None].float(), size=tuple(size)).bool()[:, 0]
+    rows, columns = (stride(*sides) for sides in zip(mask.shape[1:], size, strict=True))
+    return mask[:, ::rows, ::columns]
+
+
+def stride(side: int, features: int) -> int:
+    """The power of two that divides a side, rounded up, into so many features. Of one feature the least will do."""
+    step = 1
+    while -(-side // step) > features:
+        step *= 2
+    return step
 
 
 def build_backbone(config: BackboneConfig) -> Backbone:
@@ -133,6 +143,10 @@ def efficientnet(pretrained: bool) -> Backbone:
     except ImportError as error:
         raise WeightsError(f"backbone efficientnet_lite0 {NEED_PACKAGE}") from error
     net = EfficientNet.from_name("efficientnet-lite0")
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1:  # made for even sides; of odd ones it would lose the last
+            left, right, top, bottom = module.static_padding.padding
+            module.static_padding = nn.ZeroPad2d((left, right + 1, top, bottom + 1))
     stem = nn.Sequential(ToUnitRange(), net._conv_stem, net._bn0, nn.ReLU6())
     ends = (3, 5, 11, 16)  # blocks up to stride 4, 8, 16 and 32
     parts = [net._blocks[a:b] for a, b in zip((0, *ends), ends, strict=False)]

@@ -31,13 +31,20 @@ def ms_deform_attn(
 
     The work is done by the operator of csrc/ where there is one for the device (see models/native.py).
     """
-    # Asked for determinism, PyTorch's version says what it cannot promise on CUDA; the operator's atomics cannot either.
-    undetermined = value.is_cuda and torch.are_deterministic_algorithms_enabled()
-    if undetermined or not native.ready(value.device.type):
+    if not by_operator(value.device.type):
         return ms_deform_attn_torch(value, spatial_shapes, sampling_locations, attention_weights)
     if not isinstance(spatial_shapes, Tensor):
         spatial_shapes = torch.tensor(spatial_shapes, device="cpu")
     return torch.ops.dndetr.ms_deform_attn(value, spatial_shapes, sampling_locations, attention_weights)
+
+
+def by_operator(device: str) -> bool:
+    """Whether the operator does the work on a device type.
+
+    Asked for determinism, PyTorch's version says what it cannot promise on CUDA; the operator's atomics cannot either.
+    """
+    undetermined = device == "cuda" and torch.are_deterministic_algorithms_enabled()
+    return not undetermined and native.ready(device)
 
 
 def ms_deform_attn_torch(
