@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -131,8 +131,8 @@ def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The keys and values of a JSON object; Python would silently take the last one of equal keys."""
     entry = dict(pairs)
     if len(entry) < len(pairs):
-        keys = [key for key, _ in pairs]
-        key = next(key for key in keys if keys.count(key) > 1)
+        seen = Counter(key for key, _ in pairs)
+        key = next(key for key, times in seen.items() if times > 1)
         where = f" of the object with id {shown(entry['id'])}" if "id" in entry else ""
         raise ValueError(f"the key {shown(key)}{where} appears twice; keep one of them")
     return entry
