@@ -1,20 +1,22 @@
-"""`dndetr doctor`: what a training finds here, and what would break it."""
+"""`dndetr doctor`: what a training finds here, and what would break it. Speaks even where all but PyTorch is broken."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import math
 import multiprocessing
 import os
 import platform
 import resource
 import shutil
 import textwrap
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from dncli import __version__
-from dncli.training.run import package_version
 from models import native
 from models.cache import cache_folder
 
@@ -29,7 +31,7 @@ def doctor(op: native.Choice) -> tuple[str, list[str]]:
     lines = [
         row("dndetr", __version__),
         row("python", f"{platform.python_version()}, {platform.platform()}"),
-        row("torch", f"{torch.__version__}, torchvision {package_version('torchvision')}"),
+        row("torch", f"{torch.__version__}, torchvision {installed('torchvision')}"),
         row("processor", f"{processor_name()}, {cores()} cores, {torch.get_num_threads()} torch threads"),
         *(row(f"GPU {i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())),
         row("C++ compiler", native.run(compiler, "--version").partition("\n")[0] or f"none ({compiler})"),
@@ -47,7 +49,7 @@ def doctor(op: native.Choice) -> tuple[str, list[str]]:
 
 
 PACKAGES = ("torchvision", "pycocotools", "scipy", "PIL", "yaml", "pydantic", "matplotlib", "rich", "typer", "ninja")
-SHARED = Path("/dev/shm")
+SHARED, CPU_LIMIT = Path("/dev/shm"), Path("/sys/fs/cgroup/cpu.max")
 DISK, SHARED_NEEDED, FILES = 2**30, 2**28, 256  # bytes of disk and of shared memory, and open files, below which runs break
 
 
@@ -109,8 +111,12 @@ def limits() -> list[str]:
 
 
 def cores() -> int:
-    """The cores that this process may use, which in a container may be fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, of which a scheduler or a container may leave it fewer than there are."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit: `max`
+        time, period = map(int, CPU_LIMIT.read_text().split())
+        allowed = min(allowed, math.ceil(time / period))
+    return allowed
 
 
 def open_files() -> int:
@@ -129,6 +135,10 @@ def free(folder: Path) -> int:
 
 def gibibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
+
+
+def installed(package: str) -> str:
+    return next((found.version for found in metadata.distributions(name=package)), "is missing")
 
 
 def one_line(error: Exception) -> str:

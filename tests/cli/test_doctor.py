@@ -1,8 +1,10 @@
 """`dndetr doctor`: what it says of this machine, and what would break a run here."""
 
 import importlib
+import subprocess
 import sys
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from dncli import cli, doctor
 from models import native
 
+ROOT = Path(__file__).parents[2]
 ROWS = ["dndetr", "python", "torch", "processor", "C++ compiler", "op on cpu", "free disk", "shared memory", "data loader"]
 Usage = namedtuple("Usage", "total used free")
 
@@ -95,6 +98,26 @@ def test_what_would_break_a_run_is_one_sentence(healthy, monkeypatch, kind):
     problems = doctor.doctor("auto")[1]
     assert problems and said in problems[0]
     assert not any("\n" in problem for problem in problems)
+
+
+def test_it_speaks_where_everything_else_is_broken():
+    """In a process of its own, since packages that have been imported are there."""
+    broken = [name for name in doctor.PACKAGES if name not in ("rich", "typer", "pydantic")]  # of which the command is made
+    lines = "import sys", f"sys.modules |= dict.fromkeys({broken})", "sys.argv = ['dndetr', 'doctor']"
+    code = "; ".join((*lines, "from dncli import cli", "cli.main()"))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.startswith("dndetr  ")
+    assert all(f"the package {name} cannot be imported" in done.stderr for name in broken)
+    assert "internal error" not in done.stderr
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("150000 100000", 2), ("max 100000", 8), (None, 8)])
+def test_a_container_may_allow_fewer_cores_than_there_are(monkeypatch, tmp_path, limit, cores):
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda process: range(8), raising=False)
+    monkeypatch.setattr(doctor, "CPU_LIMIT", tmp_path / "cpu.max")
+    if limit is not None:
+        (tmp_path / "cpu.max").write_text(limit + "\n")
+    assert doctor.cores() == cores
 
 
 def test_problems_are_told_on_stderr_with_exit_code_1(healthy, monkeypatch, capsys):
