@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dncli import __version__
-from dncli.console import UserError, console, fail, listen
+from dncli.console import UserError, console, fail, in_one_line, listen
 
 DEFAULT_PRESET = "dn-deform-tiny"
 PATIENCE = 10  # seconds; who leaves at once would have the first process ended before it speaks
@@ -56,7 +56,7 @@ def main() -> None:
         elif isinstance(error, typer.Abort):
             code = EXIT_INTERRUPTED
         else:
-            told = " ".join(f"{type(error).__name__}: {error}".split())
+            told = in_one_line(f"{type(error).__name__}: {error}")
             code = say(1, f"dndetr: internal error: {told} (run again with --debug for the traceback)")
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
@@ -159,12 +159,11 @@ def train(
         raise UserError("--resume goes on with a run as it is: leave out --out, --init-from and --overwrite")
     if allow_change and not resume:
         raise UserError("--allow-change is for --resume: a new run has no settings yet that could differ")
-    if resume:
-        from dncli.training.resume import run_folder
+    source = preset or DEFAULT_PRESET
+    if resume and not preset:
+        from dncli.training.resume import settings_file
 
-        source = preset or run_folder(resume) / "config.yaml"
-    else:
-        source = preset or DEFAULT_PRESET
+        source = settings_file(resume)
     resolved = load_preset(source, overrides or [])
 
     from dncli.training.loop import train

@@ -60,6 +60,15 @@ def listen() -> None:
     logger.handlers = [ToConsole()]
 
 
+def in_one_line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def brief(text: str, limit: int = 300) -> str:
+    """The text, or its beginning where it is longer than `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def fail(*lines: str) -> None:
     """Print mistakes to stderr, one a line, as they are."""
     for line in lines:

@@ -11,12 +11,14 @@ import platform
 import resource
 import shutil
 import textwrap
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 from dncli import __version__
+from dncli.console import in_one_line
+from dncli.files import nearest_folder
+from dncli.training.environment import package_version
 from models import native
 from models.cache import cache_folder
 
@@ -31,7 +33,7 @@ def doctor(op: native.Choice) -> tuple[str, list[str]]:
     lines = [
         row("dndetr", __version__),
         row("python", f"{platform.python_version()}, {platform.platform()}"),
-        row("torch", f"{torch.__version__}, torchvision {installed('torchvision')}"),
+        row("torch", f"{torch.__version__}, torchvision {package_version('torchvision') or 'is missing'}"),
         row("processor", f"{processor_name()}, {cores()} cores, {torch.get_num_threads()} torch threads"),
         *(row(f"GPU {i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())),
         row("C++ compiler", native.run(compiler, "--version").partition("\n")[0] or f"none ({compiler})"),
@@ -85,7 +87,7 @@ def room() -> list[str]:
     """Too little disk or shared memory, and folders that cannot be written."""
     problems = []
     for what, folder in (("run folders made here", Path()), ("what is built or generated (DNDETR_CACHE)", cache_folder())):
-        there = existing(folder)
+        there = nearest_folder(folder)
         if not os.access(there, os.W_OK):
             problems.append(f"{there.absolute()} cannot be written, which holds {what}; choose another folder")
         elif free(folder) < DISK:
@@ -123,26 +125,17 @@ def open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-
-
 def free(folder: Path) -> int:
     """Bytes that can still be written where the folder is or will be."""
-    return shutil.disk_usage(existing(folder)).free
+    return shutil.disk_usage(nearest_folder(folder)).free
 
 
 def gibibytes(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def installed(package: str) -> str:
-    return next((found.version for found in metadata.distributions(name=package)), "is missing")
-
-
 def one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return in_one_line(f"{type(error).__name__}: {error}")[:200]
 
 
 def operator(device: str) -> list[str]:

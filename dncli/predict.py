@@ -19,6 +19,7 @@ from dncli.data.coco import Categories
 from dncli.data.images import read_image
 from dncli.data.loader import collate
 from dncli.draw import Mark, draw_marks
+from dncli.files import replace_text
 from dncli.training.checkpoint import load_checkpoint
 from dncli.training.commands import settings_of
 from dncli.training.distributed import choose_device
@@ -26,7 +27,6 @@ from dncli.training.evaluate import detect
 from dncli.training.precision import check_precision, infer
 from dncli.training.prepare import categories_of, load_detector
 from dncli.training.report import Report
-from dncli.training.run import replace_text
 from models.structures import Target
 
 LONGEST_STEM = 240  # bytes of a name, which a number and .jpg make longer; file systems allow 255

@@ -22,7 +22,7 @@ from dncli.settings import (
     Setting,
     Settings,
     dump,
-    is_inside,
+    is_among,
     merge,
     parse_override,
     printable,
@@ -144,7 +144,7 @@ def read_preset(path: Path) -> Found:
         further = printable(str(below.pop("extends").value))
         problem = f"extends {printable(name)}, which extends {further}; only one level is allowed"
         wrong = [*wrong, Mistake(base.place, problem)]
-    below = {k: s for k, s in below.items() if k != "paper" and not is_inside(k, "paper")}  # another row's numbers
+    below = {k: s for k, s in below.items() if not is_among(k, ["paper"])}  # another row's numbers
     return merge(below, settings), wrong + mistakes
 
 

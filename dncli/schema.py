@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from dncli.config import Config
-from dncli.settings import Mistake, Place, Settings, is_inside
+from dncli.console import brief
+from dncli.settings import Mistake, Place, Settings, is_among, is_inside
 from models.hosts import HOSTS
 from models.structures import FieldErrors
 
@@ -66,7 +67,7 @@ def place_of(sentence: str, settings: Settings, origin: Place) -> Place:
     """Where the first setting stands that a sentence names, or something of the block that it names."""
     for word in sentence.replace(",", " ").split():
         key = word.strip(":")
-        places = [s.place for k, s in settings.items() if k == key or is_inside(k, key)]
+        places = [s.place for k, s in settings.items() if is_among(k, [key])]
         if places:
             return min(places)
     return origin
@@ -231,7 +232,7 @@ def guess(value: Any, options: Any) -> str:
 def show(value: Any) -> str:
     """A value as in a preset, its beginning where it is long."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return brief(text, LONGEST)
 
 
 def override_for(flag: str, value: str, block: str = "") -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,11 @@ def merge(below: Settings, above: Settings) -> Settings:
 
 def is_inside(key: str, block: str) -> bool:
     return key.startswith(block + ".")
+
+
+def is_among(key: str, names: Iterable[str]) -> bool:
+    """Whether a key is one of these settings, or inside of one of these blocks."""
+    return any(key == name or is_inside(key, name) for name in names)
 
 
 def flatten(node: yaml.MappingNode, place_of: Callable[[yaml.Node], Place], prefix: str = "") -> Found:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-SLACK = 1.0  # pixels by which a box may leave its image: annotation tools round
-LEAST = 1e-6  # of the image's side: a box that is narrower has no width in float32
+from dncli.console import brief
+from dncli.data.boxes import LEAST, clipped, leaves
+
 AREA = 1e10  # square pixels: COCO's evaluation ignores whatever is larger, or below 0
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what no terminal and no log shows as it is
 
@@ -213,29 +214,6 @@ def check_box(found: Annotations, image: Image, box: tuple[float, ...], place: s
         found.add(OUTSIDE, f"bbox {list(box)} leaves its image of {size}; it is clipped ({place})", **about)
 
 
-def leaves(box: Sequence[float], width: int, height: int) -> bool:
-    """Whether a box x, y, width, height leaves its image by more than rounding."""
-    return max(-box[0], -box[1], box[0] + box[2] - width, box[1] + box[3] - height) > SLACK
-
-
-def clipped(box: Sequence[float], width: int, height: int) -> tuple[float, float, float, float] | None:
-    """x, y, width, height in pixels to cxcywh in [0, 1] of the image; None where nothing of it is inside."""
-    x0, x1 = (min(max(edge / width, 0.0), 1.0) for edge in (box[0], box[0] + box[2]))
-    y0, y1 = (min(max(edge / height, 0.0), 1.0) for edge in (box[1], box[1] + box[3]))
-    if min(x1 - x0, y1 - y0) < LEAST:
-        return None
-    return (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
-
-
-def inside(box: Sequence[float], width: int, height: int) -> Sequence[float] | None:
-    """What is in the image of a box x, y, width, height: the box itself if it leaves by rounding only, None for nothing."""
-    seen = clipped(box, width, height)
-    if seen is None or not leaves(box, width, height):
-        return None if seen is None else box
-    x, y, w, h = (share * side for share, side in zip(seen, (width, height) * 2, strict=True))
-    return [x - w / 2, y - h / 2, w, h]
-
-
 def check_mask(found: Annotations, image: Image, entry: dict[str, Any], place: str, about: dict[str, Any]) -> None:
     """A mask of another size tells that the annotation was made for another picture; its box may still be right."""
     mask = entry.get("segmentation")
@@ -362,7 +340,3 @@ def shown(value: Any) -> str:
         return brief(json.dumps(value), 60)
     except RecursionError:
         return "something deeply nested"
-
-
-def brief(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from dncli.console import UserError
 from dncli.data import annotations as kinds
-from dncli.data.annotations import Annotations, Defect, inside, read_annotations
+from dncli.data.annotations import Annotations, Defect, read_annotations
+from dncli.data.boxes import inside
 from dncli.data.coco import SPLITS, find_split, is_trained_on, lacking, resolve_root
 from dncli.data.images import SizeError, read_image
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dncli.console import UserError
-from dncli.data.annotations import HARMLESS, REPAIRED, Annotations, Object, clipped, read_annotations
+from dncli.data.annotations import HARMLESS, REPAIRED, Annotations, Object, read_annotations
+from dncli.data.boxes import clipped
 
 SPLITS = ("train", "val")
 SHOWN = 10  # defects that an error lists

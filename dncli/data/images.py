@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from dncli.console import UserError
+from dncli.console import UserError, in_one_line
 from dncli.data.annotations import UNPRINTABLE
 
 # Aerial pictures of hundreds of megapixels are read; a file that is far too small for its pixels is not a picture.
@@ -96,7 +96,7 @@ def in_a_line(path: str | Path) -> str:
 def reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "it has no image format that is known here"
-    return " ".join(str(getattr(error, "strerror", None) or error or type(error).__name__).split())
+    return in_one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
 def rotated(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from dncli.config import Config
 from dncli.console import UserError
+from dncli.files import replace_text
 from dncli.presets import leaves, validated
-from dncli.settings import Place, Setting, is_inside, merge, parse_override
+from dncli.settings import Place, Setting, is_among, merge, parse_override
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, load_checkpoint
 from dncli.training.evaluate import counter_class, evaluate
 from dncli.training.precision import check_precision
 from dncli.training.prepare import categories_of, load_detector, load_validation
 from dncli.training.report import Report, coco_table
-from dncli.training.run import replace_text
 from models.matcher import Matcher
 
 OPEN = ("data", "eval", "train.device", "op")  # blocks and settings of a checkpoint that an evaluation may change
@@ -70,7 +70,7 @@ def settings_of(checkpoint: Checkpoint, overrides: Sequence[str], source: str | 
         settings, mistakes = merge(settings, given), mistakes + wrong
     config = validated(settings, mistakes, origin)
     given = [key for key, setting in settings.items() if setting.place.layer == 2]
-    fixed = [key for key in given if not any(key == free or is_inside(key, free) for free in OPEN)]
+    fixed = [key for key in given if not is_among(key, OPEN)]
     if fixed:
         raise UserError(
             f"{', '.join(fixed)}: fixed by the checkpoint; an evaluation may change data.*, eval.*, train.device and op only"

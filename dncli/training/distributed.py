@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from dncli.console import UserError
+from dncli.console import UserError, in_one_line
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def processes(setting: str, timeout: float = 1800) -> Iterator[torch.device]:
         who = f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']}"
         lost = UserError(
             f"{who}: another process has died or did not answer within {timeout:.0f} s; what it said itself tells why "
-            f"({' '.join(str(error).split())[:150]})"
+            f"({in_one_line(error)[:150]})"
         )
         lost.alone = True
         raise lost from error
@@ -159,13 +159,4 @@ def together(action: Callable[[], T]) -> T:
 
 def on_main(action: Callable[[], T]) -> T | None:
     """Run `action` in the main process, None elsewhere. If it fails with a UserError, every process fails with it."""
-    result, error = None, None
-    if is_main():
-        try:
-            result = action()
-        except UserError as caught:
-            error = caught.lines
-    error = gather(error)[0]
-    if error:
-        raise Agreed(*error)
-    return result
+    return together(lambda: action() if is_main() else None)

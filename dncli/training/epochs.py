@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from dncli.analysis import instability
 from dncli.config import Config
+from dncli.data.loader import Part
+from dncli.files import replace_text
 from dncli.plots import plot_run
 from dncli.presets import to_tree
 from dncli.tasks import Detection
@@ -22,7 +25,7 @@ from dncli.training.learner import Learner, NotFinite
 from dncli.training.pictures import draw_samples
 from dncli.training.prepare import Data
 from dncli.training.report import Report, Waiting, ending, epoch_line, memory
-from dncli.training.run import Run, replace_text
+from dncli.training.run import Run
 from dncli.training.signals import Stop, Stopped
 from models.matcher import Matcher
 
@@ -43,6 +46,11 @@ class Begun:
         values = torch.stack(list(losses.values()))
         self.names, self.sums = list(losses), values if self.sums is None else self.sums + values
         self.steps += 1
+
+    @property
+    def wait_share(self) -> float:
+        """The share of the time that went into waiting for images."""
+        return self.waited / max(self.seconds, 1e-9)
 
     def mean(self) -> dict[str, float]:
         """Every loss, averaged over steps and processes."""
@@ -79,7 +87,9 @@ class Training:
         self.stop = Stop()
 
     def go(self) -> None:
-        """Train to the last epoch. Raises Stopped, where a signal asked for it, when all is saved."""
+        """Train to the last epoch, if that is not done. Raises Stopped, where a signal asked for it, when all is saved."""
+        if self.done == self.config.train.epochs:  # killed when nothing was left to do; torchrun starts it again
+            self.report.say(f"all {self.done} epochs are done; raise train.epochs to go on")
         with self.stop:
             while self.done < self.config.train.epochs:
                 self.epoch()
@@ -97,7 +107,7 @@ class Training:
         self.done, begun, self.begun = epoch, self.begun, Begun()
         if distributed.is_main():
             record = {"epoch": epoch, "step": learner.step_count, "seconds": 0.0, "lr": lr, **losses}
-            record |= {"data_wait": round(begun.waited / max(begun.seconds, 1e-9), 4), "skipped": learner.skipped}
+            record |= {"data_wait": round(begun.wait_share, 4), "skipped": learner.skipped}
             record |= measures(evaluation, self.run, epoch)
             record["seconds"] = round(begun.seconds + time.perf_counter() - start, 3)
             self.keep(record, evaluation)
@@ -111,8 +121,7 @@ class Training:
         batches, before = self.data.batches, learner.step_count - self.done * self.learner.steps_per_epoch
         batches.set_epoch(epoch, before)
         learner.model.train()
-        waiting, start, shown = Waiting(batches), time.perf_counter() - begun.seconds, 0.0
-        waiting.seconds = begun.waited
+        waiting, start, shown = Waiting(batches, begun.waited), time.perf_counter() - begun.seconds, 0.0
         with self.report.progress() as progress:
             title = f"epoch {epoch}/{self.config.train.epochs}"
             bar = progress.add_task(title, total=len(batches), completed=before, status="")
@@ -148,21 +157,24 @@ class Training:
     def evaluate(self, epoch: int) -> Evaluation | None:
         valid, config = self.data.validation, self.config
         batches = self.report.track(valid.batches, f"epoch {epoch}/{config.train.epochs}, evaluation")
-        try:
-            return evaluate(
-                self.learner.evaluated,
-                self.stop.watched(batches),
-                valid.truth,
-                self.data.categories.ids,
-                self.matcher,
-                top=config.eval.top,
-                counter=config.eval.counter,
-                precision=config.eval.precision,
-                device=self.learner.device,
-            )
-        except Stopped:
-            self.leave_if_asked(saved=True)
-            raise
+        return evaluate(
+            self.learner.evaluated,
+            self.watched(batches),
+            valid.truth,
+            self.data.categories.ids,
+            self.matcher,
+            top=config.eval.top,
+            counter=config.eval.counter,
+            precision=config.eval.precision,
+            device=self.learner.device,
+        )
+
+    def watched(self, batches: Iterable[Part]) -> Iterator[Part]:
+        """Pass batches on until a signal comes. Several processes go on: they could not agree on where to stop."""
+        for batch in batches:
+            if distributed.world() == 1:
+                self.leave_if_asked(saved=True)
+            yield batch
 
     def keep(self, record: dict[str, Any], evaluation: Evaluation | None) -> None:
         """Write down one epoch. The checkpoint `last` comes at the very end: what it does not know of, resuming drops."""
@@ -224,5 +236,4 @@ def status(losses: dict[str, Tensor], learner: Learner, begun: Begun) -> str:
     shown = [f"loss {losses['loss'].item():.2f}"]
     if "dn_cls_0" in losses:
         shown.append(f"dn {losses['dn_loss'].item():.2f}")
-    waited = begun.waited / max(begun.seconds, 1e-9)
-    return " ".join([*shown, f"lr {learner.rate:.0e}", memory(learner.device), f"wait {waited:.0%}"])
+    return " ".join([*shown, f"lr {learner.rate:.0e}", memory(learner.device), f"wait {begun.wait_share:.0%}"])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dncli.analysis import Matches
 from dncli.console import UserError
-from dncli.data.annotations import inside
+from dncli.data.boxes import inside
 from dncli.data.coco import Split
 from dncli.training import distributed
 from dncli.training.precision import infer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from dncli.config import Config
 from dncli.console import UserError
+from dncli.data.loader import Packed, Part, packed, unpacked
 from dncli.presets import from_tree, to_tree
 from dncli.tasks import Detection
 from dncli.training import distributed
 from dncli.training.checkpoint import load_weights
-from dncli.training.learner import Incident, seed_step
+from dncli.training.learner import Incident, not_finite, seed_step
 from dncli.training.precision import autocast, check_precision, in_fp32
 from dncli.training.prepare import Data, shorten
 from dncli.training.run import Run
@@ -25,12 +26,12 @@ from models import native
 from models.criterion import Criterion
 from models.hosts import build_detector
 from models.matcher import Matcher
-from models.structures import Images, Output, Target
+from models.structures import Output
 
-KIND = "dndetr incident 1"
+KIND = "dndetr incident 2"
 
 
-def keeper(config: Config, data: Data, steps_per_epoch: int, run: Run) -> Callable[[Incident], str]:
+def keeper(config: Config, data: Data, run: Run) -> Callable[[Incident], str]:
     """What a learner tells its incidents to: it keeps them in the run's folder, and says in a few words where.
 
     Of several processes those keep their share whose loss it was, or all where it was the gradient.
@@ -42,22 +43,14 @@ def keeper(config: Config, data: Data, steps_per_epoch: int, run: Run) -> Callab
             return ""
         rank = distributed.rank()
         path = run.nonfinite / f"step_{incident.step:06d}_process_{rank}.pt"
-        parts = [
-            {
-                "pixels": images.pixels.cpu(),
-                "padding": None if images.padding is None else images.padding.cpu(),
-                "targets": [(t.labels.cpu(), t.boxes.cpu(), t.image_id, list(t.size)) for t in targets],
-            }
-            for images, targets in incident.parts
-        ]
         values = {
             "kind": KIND,
             "step": incident.step,
-            "epoch": (incident.step - 1) // steps_per_epoch + 1,
+            "epoch": (incident.step - 1) // len(data.batches) + 1,
             "rank": rank,
             "reason": incident.reason,
             "losses": {name: value.cpu() for name, value in incident.losses.items()},
-            "parts": parts,
+            "parts": [tuple(packed(part)) for part in incident.parts],
             "objects": incident.objects,
             "model": incident.model.state_dict(),
             "config": to_tree(config),
@@ -85,16 +78,17 @@ def replay(path: str | Path) -> list[str]:
         native.choose(config.op)
         model = build_detector(config.host, config.backbone, values["classes"])
         load_weights(model, values["model"], path)
+        parts = [unpacked(Packed(*part)) for part in values["parts"]]
         lines = [
             f"step {values['step']} of epoch {values['epoch']}, process {values['rank']}: {values['reason']}",
-            f"images: {', '.join(str(t[2]) for part in values['parts'] for t in part['targets'])}",
+            f"images: {', '.join(str(target.image_id) for _, targets in parts for target in targets)}",
             f"the last good checkpoint then: {values['checkpoint']}",
         ]
-        found = findings(values, config, model.to(device).train(), device)
+        found = findings(values, parts, config, model.to(device).train(), device)
         return [*lines, f"computed again on {device.type} in {config.train.precision}: {found}"]
 
 
-def findings(values: dict[str, Any], config: Config, model: nn.Module, device: torch.device) -> str:
+def findings(values: dict[str, Any], parts: list[Part], config: Config, model: nn.Module, device: torch.device) -> str:
     """The first place where something is not finite, in the order of the computation."""
     spoiled = [name for name, tensor in model.state_dict().items() if not finite(tensor)]
     if spoiled:
@@ -103,9 +97,8 @@ def findings(values: dict[str, Any], config: Config, model: nn.Module, device: t
     criterion = Criterion(config.loss, Matcher(config.match))
     seed_step(config.train.seed, values["step"] - 1, values["rank"])
     objects = torch.tensor(values["objects"], device=device)
-    for part in values["parts"]:
-        images = Images(part["pixels"], part["padding"]).to(device)
-        targets = [Target(labels, boxes, i, tuple(size)).to(device) for labels, boxes, i, size in part["targets"]]
+    for images, targets in parts:
+        images, targets = images.to(device), [target.to(device) for target in targets]
         for pixels, target in zip(images.pixels, targets, strict=True):
             if not finite(pixels) or not finite(target.boxes):
                 return f"the {'boxes' if finite(pixels) else 'pixels'} of image {target.image_id} are not finite"
@@ -115,7 +108,7 @@ def findings(values: dict[str, Any], config: Config, model: nn.Module, device: t
         if seen:
             return f"the first module whose output is not finite is {seen[0]}"
         losses = criterion(in_fp32(output), wanted, objects)
-        if bad := [name for name, value in losses.parts.items() if not value.isfinite()]:
+        if bad := not_finite(losses.parts):
             return f"every module's output is finite, these losses are not: {shorten(bad)}"
         with gradients(model) as seen:
             losses.total.backward()
@@ -135,12 +128,11 @@ def gradients(model: nn.Module) -> Iterator[list[str]]:
     def look(name: str) -> Callable[[Tensor], None]:
         return lambda gradient: None if finite(gradient) else seen.append(name)
 
-    handles = [p.register_hook(look(name)) for name, p in model.named_parameters() if p.requires_grad]
-    try:
+    with ExitStack() as hooks:
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                hooks.enter_context(parameter.register_hook(look(name)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -155,12 +147,10 @@ def watching(model: nn.Module) -> Iterator[list[str]]:
 
         return hook
 
-    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
-    try:
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_hook(look(name)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,11 @@ class Incident:
     parts: Sequence[Part]
     objects: float  # the normaliser
     model: nn.Module  # as before the step
-    ours: bool  # whether it was a loss of this process
+
+    @property
+    def ours(self) -> bool:
+        """Whether it was a loss of this process."""
+        return bool(not_finite(self.losses))
 
 
 class NotFinite(distributed.Agreed):
@@ -58,21 +62,16 @@ class Learner:
     """Takes steps. A step's batch comes in parts, whose losses share one normaliser: the objects of the whole batch.
 
     So parts, and processes, make no difference to the gradient but rounding (except where batch norm learns, which sees
-    one part at a time). A step whose loss or gradient is not finite changes nothing; `tell`, which receives its Incident and
-    returns where it was kept, is called before it is passed over (train.skip_nonfinite) or raised as NotFinite.
+    one part at a time). A step whose loss or gradient is not finite changes nothing; `tell`, which may be set to what receives
+    its Incident and returns where it was kept, is called before it is passed over (train.skip_nonfinite) or raised as
+    NotFinite.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        model: nn.Module,
-        device: torch.device,
-        steps_per_epoch: int,
-        tell: Callable[[Incident], str] = lambda incident: "",
-    ):
+    def __init__(self, config: Config, model: nn.Module, device: torch.device, steps_per_epoch: int):
         check_precision(config, device)
         self.config, self.device, self.steps_per_epoch = config.train, device, steps_per_epoch
-        self.step_count, self.skipped, self.unmatched, self.tell = 0, 0, "", tell
+        self.step_count, self.skipped, self.unmatched = 0, 0, ""
+        self.tell: Callable[[Incident], str] = lambda incident: ""
         self.model = model.to(device)
         self.statistics = [b for m in model.modules() if isinstance(m, _BatchNorm) for b in m.buffers(recurse=False)]
         self.optimizer = build_optimizer(self.model, config.train)
@@ -115,8 +114,7 @@ class Learner:
             return total
         for buffer, before in zip(self.statistics, statistics, strict=True):
             buffer.copy_(before)
-        ours = not all(value.isfinite() for value in total.values())
-        self.pass_over(Incident(self.step_count, reason, total, parts, objects.item(), self.model, ours))
+        self.pass_over(Incident(self.step_count, reason, total, parts, objects.item(), self.model))
         return None
 
     def backward(self, images: Images, targets: list[Target], task: Task, objects: Tensor) -> dict[str, Tensor]:
@@ -152,7 +150,7 @@ class Learner:
 
     def verdict(self, losses: dict[str, Tensor]) -> str | None:
         """Why a gradient is not finite; None where that is but the overflow of fp16."""
-        bad = [name for name, value in losses.items() if not value.isfinite()]
+        bad = not_finite(losses)
         mine = self.unmatched or (bad and f"not finite: {', '.join(bad)}")
         for reason in distributed.gather(mine):
             if reason:
@@ -231,6 +229,10 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 def by_name(losses: Losses) -> dict[str, Tensor]:
     """`loss` is the weighted sum of everything, `dn_loss` the share of denoising in it; the parts are unweighted."""
     return {"loss": losses.total.detach(), "dn_loss": losses.denoising, **losses.parts}
+
+
+def not_finite(losses: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, value in losses.items() if not value.isfinite()]
 
 
 def add(losses: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ from dncli.training.learner import Learner
 from dncli.training.precision import check_precision
 from dncli.training.prepare import Data, begin, build_model, load_data
 from dncli.training.report import Report, plan
-from dncli.training.resume import check_allowed, check_data, check_settings, position, run_folder
-from dncli.training.run import CHECKPOINTS_AT_ONCE, Run, check_free, create_run, reopen_run, restarted
+from dncli.training.resume import check_allowed, check_data, check_settings, position, restarted, run_folder
+from dncli.training.run import CHECKPOINTS_AT_ONCE, Run, check_free, create_run, reopen_run
 
 
 def train(
@@ -46,8 +46,8 @@ def train(
     config = resolved.config
     check_allowed(allow_change)
     with distributed.processes(config.train.device, config.train.timeout) as device:
-        doubts = be_deterministic(device) if deterministic else None
-        training = opened(config, device, out, resume, init_from, overwrite, allow_change, trust, doubts)
+        exceptions = be_deterministic(device) if deterministic else []
+        training = opened(config, device, out, resume, init_from, overwrite, allow_change, trust, exceptions)
         training.go()
     return training.run.path
 
@@ -61,7 +61,7 @@ def opened(
     overwrite: bool,
     allow_change: Sequence[str],
     trust: bool,
-    doubts: list[str] | None,
+    exceptions: list[str],
 ) -> Training:
     """Everything that a training needs, checked before a file is changed."""
     if resume is None and distributed.gather(restarted(Path(out)))[0]:
@@ -73,7 +73,8 @@ def opened(
         check_precision(config, device)
         counter_class(config.eval.counter)  # must be installed
         if resume is None:
-            return check_free(where, overwrite=overwrite)
+            check_free(where, overwrite=overwrite)
+            return None
         checkpoint = load_checkpoint(resume, prefer="last.pt", trust=trust)
         check_settings(where, checkpoint, config, allow_change)
         return checkpoint
@@ -93,13 +94,9 @@ def opened(
     if checkpoint is not None:
         distributed.together(lambda: learner.restore(checkpoint, resume))
     run = open_run(config, data, learner, checkpoint, where, overwrite)
-    learner.tell = keeper(config, data, learner.steps_per_epoch, run)
+    learner.tell = keeper(config, data, run)
     report = Report(run.log)
-    report.say(plan(config, data, model, weights, device, run.path))
-    if doubts is not None:
-        report.say(
-            "\n".join([f"  {'deterministic':<19}as far as can be set, but:", *(f"{'':<21}{doubt}" for doubt in doubts)])
-        )
+    report.say(plan(config, data, model, weights, device, run.path, exceptions))
     return Training(config, data, learner, run, report, checkpoint)
 
 

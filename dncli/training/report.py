@@ -77,10 +77,10 @@ class Report:
 
 
 class Waiting(Iterable[T]):
-    """Passes items on and keeps the time that was spent waiting for them, in seconds."""
+    """Passes items on and adds up the time that was spent waiting for them, in seconds."""
 
-    def __init__(self, items: Iterable[T]):
-        self.items, self.seconds = items, 0.0
+    def __init__(self, items: Iterable[T], seconds: float = 0.0):
+        self.items, self.seconds = items, seconds
 
     def __iter__(self) -> Iterator[T]:
         items = iter(self.items)
@@ -95,8 +95,19 @@ class Waiting(Iterable[T]):
             yield item
 
 
-def plan(config: Config, data: Data, model: nn.Module, weights: str, device: torch.device, out: Path) -> str:
-    """What is about to happen: the header of a training. `weights` says what the detector begins with."""
+def plan(
+    config: Config,
+    data: Data,
+    model: nn.Module,
+    weights: str,
+    device: torch.device,
+    out: Path,
+    exceptions: Sequence[str] = (),
+) -> str:
+    """What is about to happen: the header of a training.
+
+    `weights` says what the detector begins with, `exceptions` what a deterministic training cannot promise.
+    """
     train, world, steps = config.train, distributed.world(), len(data.batches)
     most = max(data.train.most_objects, data.validation.split.most_objects)
     queries = model_queries(config)
@@ -115,6 +126,8 @@ def plan(config: Config, data: Data, model: nn.Module, weights: str, device: tor
         ("parameters", f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"),
         ("weights", weights),
         ("run folder", str(out)),
+        *([("deterministic", "as far as can be set, but:")] if exceptions else []),
+        *(("", exception) for exception in exceptions),
     ]
     return "\n".join([f"dndetr train: {config.host.name}", *(f"  {name:<19}{value}" for name, value in rows)])
 

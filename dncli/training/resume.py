@@ -1,8 +1,9 @@
-"""Going on with a run: whether its settings and its data are still its own."""
+"""Going on with a run: which one, and whether its settings and its data are still its own."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,8 +13,9 @@ from dncli.config import Config
 from dncli.console import UserError
 from dncli.presets import leaves, load_preset, to_tree
 from dncli.schema import known_keys
-from dncli.settings import is_inside
+from dncli.settings import is_among
 from dncli.training.checkpoint import NAMES, Checkpoint, load_checkpoint
+from dncli.training.environment import launch
 from dncli.training.prepare import Data
 from dncli.training.run import NEXT_SETTINGS
 
@@ -31,44 +33,51 @@ def run_folder(path: str | Path) -> Path:
     folder = path.parent.parent if path.name in NAMES and path.parent.name == "checkpoints" else path
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{path}: not a run folder (no config.yaml in it), so there is nothing to resume")
-    with contextlib.suppress(FileNotFoundError):  # of several processes one does it
-        settle(folder)
     return folder
 
 
-def settle(folder: Path) -> None:
-    """End a change of settings that was cut off: they are those of the last checkpoint."""
-    pending = folder / NEXT_SETTINGS
-    if pending.exists():
-        changed = load_checkpoint(folder, prefer="last.pt").config == load_preset(pending).tree
-        os.replace(pending, folder / "config.yaml") if changed else pending.unlink()
+def settings_file(path: str | Path) -> Path:
+    """The settings of the run that `--resume` means. A change that was cut off is ended: those of the last checkpoint hold."""
+    folder = run_folder(path)
+    pending, settled = folder / NEXT_SETTINGS, folder / "config.yaml"
+    with contextlib.suppress(FileNotFoundError):  # of several processes one does it
+        if pending.exists():
+            changed = load_checkpoint(folder, prefer="last.pt").config == load_preset(pending).tree
+            os.replace(pending, settled) if changed else pending.unlink()
+    return settled
+
+
+def restarted(path: Path) -> bool:
+    """Whether torchrun has started this training again (--max-restarts) after it had begun the run in `path`."""
+    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) or not (path / "config.yaml").is_file():
+        return False
+    try:
+        return json.loads((path / "env.json").read_text())["launch"] == launch()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def check_allowed(allowed: Sequence[str]) -> None:
     """Refuse words of --allow-change that are no setting."""
     known = known_keys()
-    wrong = [key for key in allowed if key != DATASET and not any(key == k or is_inside(k, key) for k in known)]
+    wrong = [key for key in allowed if key != DATASET and not any(is_among(k, [key]) for k in known)]
     if wrong:
         raise UserError(f"--allow-change {', '.join(wrong)}: not a setting, a block of settings, or {DATASET}")
 
 
 def check_settings(run: str | Path, checkpoint: Checkpoint, config: Config, allowed: Sequence[str] = ()) -> None:
-    """Refuse to go on with other settings, all differences at once, or past the last epoch."""
+    """Refuse to go on with other settings, all differences at once, or with fewer epochs than are done."""
     before, now = leaves(checkpoint.config), leaves(to_tree(config))
-    free = (*FREE, *allowed)
-    changed = [
-        key
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == f or is_inside(key, f) for f in free)
-    ]
+    differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changed = [key for key in differing if not is_among(key, (*FREE, *allowed))]
     if changed:
         raise UserError(
             f"{run}: --resume goes on with the settings of the run; these differ (--init-from takes its weights only, "
             "--allow-change KEY admits one):",
             *(f"  {key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed),
         )
-    if checkpoint.epoch >= config.train.epochs:
-        raise UserError(f"{run}: all {checkpoint.epoch} epochs are done; raise train.epochs to go on")
+    if checkpoint.epoch > config.train.epochs:
+        raise UserError(f"{run}: {checkpoint.epoch} epochs are done, more than train.epochs, {config.train.epochs}")
 
 
 def check_data(run: str | Path, checkpoint: Checkpoint, data: Data, allowed: Sequence[str] = ()) -> None:

@@ -7,13 +7,9 @@ import csv
 import io
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +17,10 @@ import numpy as np
 
 from dncli.analysis import Matches
 from dncli.console import UserError
+from dncli.files import nearest_folder, replace_bytes, replace_text
 from dncli.settings import dump
 from dncli.training.checkpoint import Checkpoint, save_checkpoint
-from dncli.training.values import sync_folder
+from dncli.training.environment import environment
 
 UNFINISHED = ".dndetr-unfinished"
 NEXT_SETTINGS = ".config.next.yaml"  # to become config.yaml when the last checkpoint has them
@@ -50,13 +47,13 @@ class Run:
         return self.path / "checkpoints" / "previous.pt"
 
     @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
     def nonfinite(self) -> Path:
         """Batches whose loss or gradient was not finite."""
         return self.path / "nonfinite"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "checkpoints" / "best.pt"
 
     @property
     def metrics(self) -> Path:
@@ -137,8 +134,7 @@ def create_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
     resume. A folder that was left half made is known by its mark, and may be used again.
     """
     check_free(path, overwrite=overwrite)
-    parent = next(p for p in (path, *path.absolute().parents) if p.is_dir())
-    probe(parent, room)
+    probe(nearest_folder(path), room)
     run = Run(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -210,78 +206,3 @@ def write_records(run: Run, records: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(records)
     replace_text(run.path / "metrics.csv", table.getvalue())
-
-
-def replace_text(path: Path, text: str) -> None:
-    replace_bytes(path, text.encode())
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Replace the file at `path`: it holds the old content or the new one at every moment, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def environment() -> dict[str, Any]:
-    """What a result depends on besides the settings."""
-    import torch
-
-    packages = ("dndetr", "torch", "torchvision", "numpy", "pycocotools", "scipy", "pillow")
-    return {
-        "command": sys.argv,
-        "launch": launch(),
-        "versions": {"python": platform.python_version(), **{name: package_version(name) for name in packages}},
-        "platform": platform.platform(),
-        "cpu_threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "git_commit": git_commit(Path(__file__).resolve().parents[2]),
-    }
-
-
-def launch() -> str | None:
-    """Which torchrun started this process: its --rdzv-id where it has one of its own, else the process that it is."""
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
-    if name != "none":
-        return name
-    try:
-        since = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[19]  # its start, in clock ticks
-    except (OSError, IndexError):
-        since = "unknown"
-    return f"process {os.getppid()} since {since}"
-
-
-def restarted(path: Path) -> bool:
-    """Whether torchrun has started this training again (--max-restarts) after it had begun the run in `path`."""
-    if not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) or not (path / "config.yaml").is_file():
-        return False
-    try:
-        return json.loads((path / "env.json").read_text())["launch"] == launch()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def package_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def git_commit(root: Path) -> str | None:
-    """The commit of a source checkout, None where the code was installed."""
-    if not (root / ".git").exists():
-        return None
-    try:
-        result = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return result.stdout.strip() or None

@@ -6,13 +6,10 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import TypeVar
 
 from dncli.training import distributed
 
-T = TypeVar("T")
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NOTICE = b"\ndndetr: stopping after this step, the run is saved; once more to quit at once\n"
 
@@ -51,10 +48,3 @@ class Stop:
     def agreed(self) -> int:
         """The signal that any process received, 0 for none. Every process must ask at the same place."""
         return distributed.largest(self.number)
-
-    def watched(self, items: Iterable[T]) -> Iterator[T]:
-        """Pass items on until a signal comes. Several processes go on: they could not agree on where to stop."""
-        for item in items:
-            if self.number and distributed.world() == 1:
-                raise Stopped(self.number)
-            yield item

@@ -6,9 +6,7 @@ A file is what torch.save writes, so that torch.load(weights_only=True) opens it
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
-import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,33 +15,21 @@ from typing import IO, Any
 import torch
 
 from dncli.console import UserError
+from dncli.files import replacing
 
 MARK = b"\ndndetr sha256 "
 TRAILER = len(MARK) + hashlib.sha256().digest_size
 
 
 def save_values(path: Path, values: dict[str, Any], previous: Path | None = None) -> None:
-    """Replace the file at `path`: whatever happens on the way, it holds the old values or the new ones.
-
-    The old ones stay as `previous` where that is given. Raises OSError.
-    """
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with open(temporary, "wb") as file:
-            hashed = Hashed(file)
-            try:
-                torch.save(values, hashed)
-            except RuntimeError as error:  # torch's own words for a write that failed
-                raise hashed.failure or error from error
-            file.write(MARK + hashed.hash.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            keep(path, previous)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    """Replace the file at `path`; the old values stay as `previous` where that is given. Raises OSError."""
+    with replacing(path, previous) as file:
+        hashed = Hashed(file)
+        try:
+            torch.save(values, hashed)
+        except RuntimeError as error:  # torch's own words for a write that failed
+            raise hashed.failure or error from error
+        file.write(MARK + hashed.hash.digest())
 
 
 class Hashed:
@@ -62,30 +48,6 @@ class Hashed:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def keep(path: Path, previous: Path) -> None:
-    """Give the file a second name, as a copy where the file system has no such thing; `path` is there at every moment."""
-    temporary = previous.with_name(f".{previous.name}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-        os.replace(temporary, previous)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut, where folders can be opened (not on Windows)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 class Damaged(UserError):

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dncli.config import DataConfig
-from dncli.data.annotations import clipped
 from dncli.data.augment import fitted, fixed_view, training_view
+from dncli.data.boxes import clipped
 from tests.properties import repeatable
 
 side = st.integers(1, 60)

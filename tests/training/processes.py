@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 GUARD = 120  # seconds after which a process is said to hang: many times what any of them needs
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # as the README has it
 MODULES = ("dncli.cli", "dncli.training.loop", "dncli.training.commands", "dncli.training.incidents", "torch._dynamo")
 
 

@@ -18,6 +18,7 @@ import dncli.training.epochs as epochs
 import dncli.training.incidents as incidents
 import dncli.training.loop as loop
 from dncli.console import UserError
+from dncli.data.loader import Packed
 from dncli.settings import dump
 from dncli.training.checkpoint import load_checkpoint, save_checkpoint
 from dncli.training.incidents import replay
@@ -362,7 +363,7 @@ def test_all_processes_pass_over_the_same_step_and_end_together(config, tmp_path
     warning, end = first.err.splitlines()
     for message, step in ((warning, 2), (end, 4)):
         file = kept / f"step_00000{step}_process_1.pt"
-        ids = [str(t[2]) for part in load_values(file)[0]["parts"] for t in part["targets"]]
+        ids = [str(i) for part in load_values(file)[0]["parts"] for _, i, _ in Packed(*part).images]
         bad = re.match(rf"step {step}: a prediction of decoder layer 0 for image (\d+) is not finite", message)[1]
         assert bad in ids
         assert f"(image ids {', '.join(ids)})" in message

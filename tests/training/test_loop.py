@@ -2,8 +2,10 @@
 
 import csv
 import json
+import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import faster_coco_eval
 import numpy as np
@@ -22,6 +24,7 @@ from dncli.training.loop import train
 from models.deformable_detr import DeformableDetrConfig
 from models.denoising.layout import QueryLayout
 from models.structures import Output
+from tests.training.faults import differences
 from tests.training.tiny import CATEGORY_IDS, resolved, tiny_config, with_train, write_dataset
 
 
@@ -150,9 +153,17 @@ def test_resuming_with_other_settings_is_refused_with_all_of_them(run, settings)
     assert [line.split(":")[0].strip() for line in error.value.lines[1:]] == ["train.clip", "train.lr"]
 
 
-def test_a_finished_run_is_not_resumed(run, settings):
-    with pytest.raises(UserError, match="all 3 epochs are done"):
-        train(resolved(settings), None, resume=run)
+def test_resuming_a_finished_run_changes_nothing(run, settings, tmp_path):
+    """So that who starts it again after every kill, as torchrun does, comes to an end."""
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    train(resolved(settings), None, resume=copy)
+    assert "all 3 epochs are done; raise train.epochs to go on" in (copy / "train.log").read_text()
+    assert differences(copy, run) == []
+
+
+def test_a_run_is_not_resumed_with_fewer_epochs_than_it_has(run, settings):
+    with pytest.raises(UserError, match="3 epochs are done, more than train.epochs, 2"):
+        train(resolved(with_train(settings, epochs=2)), None, resume=run)
 
 
 @pytest.mark.parametrize("changes", ["views", "noise"])

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,8 @@ from dncli.training.checkpoint import load_checkpoint
 from dncli.training.commands import evaluate_command
 from dncli.training.evaluate import METRICS
 from dncli.training.learner import Learner
-from tests.training.processes import GUARD, command, run
+from tests.training.faults import records
+from tests.training.processes import GUARD, TORCHRUN, command, run
 from tests.training.tiny import frozen_statistics, tiny_config, to_tree, write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,10 +37,9 @@ def preset(folder: Path, root: Path, **train) -> Path:
     return folder / "tiny.yaml"
 
 
-def records(run_folder: Path) -> list[dict[str, float]]:
-    """The metrics of a run, but for the time they took; what could not be measured is -1."""
-    lines = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: -1 if v is None else v for k, v in line.items() if k not in ("seconds", "data_wait")} for line in lines]
+def measured(run_folder: Path) -> list[dict[str, float]]:
+    """The metrics of a run; what could not be measured is -1."""
+    return [{name: -1 if value is None else value for name, value in line.items()} for line in records(run_folder)]
 
 
 # as many processes as there are
@@ -79,7 +78,7 @@ def test_a_run_of_several_processes_is_the_run_of_one(runs, world):
     alone, together = load_checkpoint(runs / "1/checkpoints/last.pt"), load_checkpoint(runs / f"{world}/checkpoints/last.pt")
     for part in ("model", "ema"):
         torch.testing.assert_close(getattr(together, part), getattr(alone, part), rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(records(runs / str(world)), records(runs / "1"), strict=True):
+    for ours, theirs in zip(measured(runs / str(world)), measured(runs / "1"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
 
 
@@ -221,6 +220,6 @@ def test_torchrun_lets_the_first_process_tell_what_is_wrong(tmp_path):
 
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     """`dndetr ...` in two processes under torchrun, as the README has it."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dncli"]
+    start = [*TORCHRUN, "-m", "dncli"]
     variables = {**os.environ, "PYTHONPATH": f"{cwd}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     return subprocess.run([*start, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=GUARD)

@@ -16,12 +16,14 @@ from dncli.presets import to_tree
 from dncli.settings import dump
 from dncli.training.checkpoint import load_checkpoint
 from dncli.training.loop import train
-from dncli.training.run import restarted
+from dncli.training.resume import restarted
 from tests.training.faults import ROOT, STEPS, differences, exacting, records
+from tests.training.processes import TORCHRUN
 from tests.training.tiny import resolved, with_train, write_dataset
 
 PATIENCE = 300  # seconds, for a process that may hang
 COMMAND = [sys.executable, "-m", "dncli"]
+STARTED: list[subprocess.Popen] = []
 
 # The command `dndetr`, where step 2 waits: it writes `ready` and goes on when there is a file `go`.
 WAITING = """
@@ -93,12 +95,24 @@ def preset(settings, tmp_path):
     return file
 
 
+@pytest.fixture(autouse=True, scope="module")
+def heard():
+    """Processes hear Ctrl-C even where these tests run in the background (`sh -c 'make test &'`), and none outlives them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+    for process in STARTED:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def start(command: list[str], folder: Path, **more) -> subprocess.Popen:
     """A process at the head of its own group; what it says is in `folder`/said."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with open(folder / "said", "w") as said:
         where = {"stdout": said, "stderr": subprocess.STDOUT} | more
-        return subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **where)
+        STARTED.append(subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **where))
+    return STARTED[-1]
 
 
 def wait_for(happened: Callable[[], bool], process: subprocess.Popen) -> None:
@@ -166,19 +180,14 @@ def test_a_second_signal_quits_at_once(preset, tmp_path, second):
     assert load_checkpoint(tmp_path / "run", "last.pt").step == 1
 
 
-def torchrun(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-
-
 @pytest.fixture(scope="module")
 def launches(settings, tmp_path_factory):
     """Two launches of two processes: one undisturbed, and one in which a process died and all were started again."""
     folder = tmp_path_factory.mktemp("launches")
     (folder / "dying.py").write_text(DYING)
     (folder / "short.yaml").write_text(dump(to_tree(settings)))
-    launch = torchrun(
-        "--max-restarts", "3", str(folder / "dying.py"), "train", "--preset", str(folder / "short.yaml"), "--out"
-    )
+    script = ["--max-restarts", "3", str(folder / "dying.py")]
+    launch = [*TORCHRUN, *script, "train", "--preset", str(folder / "short.yaml"), "--out"]
     process = start([*launch, str(folder / "restarted")], folder)
     assert process.wait(PATIENCE) == 0, (folder / "said").read_text()
     (folder / "said").rename(folder / "said.restarted")
@@ -213,7 +222,7 @@ def test_a_restart_does_not_go_on_with_the_run_of_another_launch(launches, setti
 def test_torchrun_that_is_told_to_stop_lets_its_processes_save(preset, tmp_path):
     run = tmp_path / "run"
     script(tmp_path)
-    process = start(torchrun(str(tmp_path / "waiting.py"), "train", "--preset", str(preset), "--out", str(run)), tmp_path)
+    process = start([*TORCHRUN, str(tmp_path / "waiting.py"), "train", "--preset", str(preset), "--out", str(run)], tmp_path)
     wait_for((tmp_path / "ready").exists, process)
     process.send_signal(signal.SIGTERM)
     wait_for(lambda: "once more to quit at once" in (tmp_path / "said").read_text(), process)
