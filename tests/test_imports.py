@@ -39,7 +39,7 @@ RULES = {
     "models/": Rule(f"{LIBRARIES} {BASE} {SHARED} {PARTS}"),  # the parts and the hosts
     "dncli/__init__.py": Rule(""),
     "dncli/console.py": Rule("rich"),
-    "dncli/cli.py": Rule("typer dncli.__version__ dncli.console", inside=ALL_BUT_HOSTS),
+    "dncli/cli/": Rule("typer dncli.__version__ dncli.console dncli.cli", inside=ALL_BUT_HOSTS),
     "dncli/config.py": Rule(f"{ALL_BUT_HOSTS} {HOST_FILES}"),
     "dncli/": Rule(ALL_BUT_HOSTS),
 }
@@ -124,9 +124,9 @@ def test_the_command_line_does_not_load_torch():
         ("models/__init__.py", "from models.hosts import HOSTS", "models.hosts.HOSTS"),
         ("dncli/training/loop.py", "from models.dab_detr import DabDetr", "models.dab_detr.DabDetr"),
         ("dncli/predict.py", "from models import deformable_detr", "models.deformable_detr"),
-        ("dncli/cli.py", "import torch", "torch"),
-        ("dncli/cli.py", "from dncli.presets import load_preset", "dncli.presets.load_preset"),
-        ("dncli/cli.py", "try:\n    import torch\nfinally:\n    pass", "torch"),
+        ("dncli/cli/data.py", "import torch", "torch"),
+        ("dncli/cli/data.py", "from dncli.presets import load_preset", "dncli.presets.load_preset"),
+        ("dncli/cli/data.py", "try:\n    import torch\nfinally:\n    pass", "torch"),
         ("dncli/console.py", "def f():\n    import torch", "torch"),
     ],
 )
@@ -142,7 +142,7 @@ def test_the_checker_sees(path, source, wrong):
         ("models/backbone.py", "def f():\n    import efficientnet_lite_pytorch"),
         ("models/hosts.py", "from models.dab_detr import DabDetr"),
         ("dncli/config.py", "from models.dab_detr import DabDetrConfig"),
-        ("dncli/cli.py", "def f():\n    from dncli.presets import load_preset"),
+        ("dncli/cli/data.py", "def f():\n    from dncli.presets import load_preset"),
     ],
 )
 def test_the_checker_lets_pass(path, source):

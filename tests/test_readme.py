@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from dncli.cli import DEFAULT_PRESET, app
+from dncli.cli import app
+from dncli.cli.options import DEFAULT_PRESET
 from dncli.presets import FOLDER, load_preset
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -97,7 +97,7 @@ def test_help_names_every_option(command, options, main):
 def test_help_shows_an_example_that_the_command_understands(command, main, monkeypatch):
     example = re.search(r"Example: dndetr (.*?)\s*$", main(*command.split(), "--help").out, re.MULTILINE)[1].split()
     assert " ".join(example).startswith(command)
-    for leaf in [*cli.app.registered_commands, *cli.data.registered_commands]:
+    for leaf in [*cli.app.registered_commands, *cli.data.app.registered_commands]:
         monkeypatch.setattr(leaf, "callback", silent(leaf.callback))
     assert main(*example) == SimpleNamespace(code=0, out="", err="")
 

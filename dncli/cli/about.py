@@ -1,0 +1,80 @@
+"""`dndetr presets`, `info` and `doctor`: what there is, what it costs, and whether it works here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dncli.cli.options import Overrides, preset_names
+from dncli.console import UserError, console, fail
+
+EXIT_PROBLEMS = 1
+
+
+def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="Show this one whole.", autocompletion=preset_names, show_default=False),
+    ] = None,
+) -> None:
+    """List the presets, or show all settings of one and where each value comes from.
+
+    Example: [bold]dndetr presets dn-deform-tiny[/bold]
+    """
+    from dncli import presets as library
+
+    if name is not None:
+        return console.print(library.to_yaml(library.load_preset(name)), markup=False, soft_wrap=True)
+    from rich.table import Table
+
+    table = Table("preset", "AP", "what it is", box=None, padding=(0, 2, 0, 0))
+    for summary in library.list_presets():
+        table.add_row(summary.name, str(summary.paper.get("ap", "")), summary.description.partition(":")[0])
+    console.print(table)
+
+
+def info(
+    preset: Annotated[str, typer.Argument(help="Name or YAML file.", autocompletion=preset_names, show_default=False)],
+    overrides: Overrides = None,
+) -> None:
+    """Count parameters and multiply-adds of a preset, beside the paper's numbers.
+
+    Example: [bold]dndetr info dn-dab-r50-50ep noise.groups=10[/bold]
+    """
+    from dncli.info import info, report
+    from dncli.presets import load_preset
+
+    resolved = load_preset(preset, overrides or [])
+    console.print(report(resolved, info(resolved)))
+
+
+def doctor(
+    op: Annotated[str, typer.Option(metavar="auto|native|torch", help="As in the setting op.")] = "auto",
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Compute a step again that was not finite, and say where it begins.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Say what is installed here, which devices and compilers there are, and how deformable attention is computed.
+
+    Example: [bold]dndetr doctor[/bold]
+    """
+    if replay is not None:
+        from dncli.training.incidents import replay as compute_again
+
+        return console.print("\n".join(compute_again(replay)), markup=False, soft_wrap=True)
+    from models.native import CHOICES
+
+    if op not in CHOICES:
+        raise UserError(f"--op must be {' or '.join(CHOICES)}, got {op!r}")
+    from dncli.doctor import doctor
+
+    findings, problems = doctor(op)
+    console.print(findings, markup=False, soft_wrap=True)
+    if problems:
+        fail(*problems)
+        raise typer.Exit(EXIT_PROBLEMS)

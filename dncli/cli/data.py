@@ -1,0 +1,52 @@
+"""`dndetr data`: the generated dataset, and a look at your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dncli.console import console
+
+EXIT_DEFECTS = 1
+
+app = typer.Typer(no_args_is_help=True, help="Make the generated dataset, or examine your own.")
+
+
+@app.command()
+def shapes(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder.")],
+    train: Annotated[int, typer.Option(metavar="N", help="Training images.")] = 2000,
+    val: Annotated[int, typer.Option(metavar="N", help="Validation images.")] = 200,
+    size: Annotated[int, typer.Option(metavar="PX", help="Side of an image in pixels.")] = 96,
+    seed: Annotated[int, typer.Option(metavar="N", help="Another seed makes other images.")] = 0,
+) -> None:
+    """Make the generated dataset: textured shapes in COCO format.
+
+    Example: [bold]dndetr data shapes --out shapes --train 500[/bold]
+    """
+    from dncli.data.shapes import make_shapes
+
+    make_shapes(out, train=train, val=val, size=size, seed=seed)
+    console.print(f"{out}: {train} training and {val} validation images", markup=False, soft_wrap=True)
+
+
+@app.command()
+def check(
+    root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder of the dataset, or shapes.")] = "shapes",
+    queries: Annotated[
+        int | None, typer.Option(metavar="N", help="Report images with more objects than this.", show_default=False)
+    ] = None,
+) -> None:
+    """Count a dataset and name every defect; exit code 1 if there are any.
+
+    Example: [bold]dndetr data check COCO --queries 300[/bold]
+    """
+    from dncli.data.check import check_dataset, lines
+    from dncli.training.report import Report
+
+    report = check_dataset(root, queries, track=lambda images: Report().track(images, "opening images"))
+    console.print("\n".join(lines(report)), markup=False, soft_wrap=True)
+    if report.defects:
+        raise typer.Exit(EXIT_DEFECTS)
