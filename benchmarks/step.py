@@ -20,7 +20,7 @@ from ours import learner, made_up, training_step
 from torch import nn
 
 from dncli.training.evaluate import detect
-from dncli.training.precision import autocast, infer
+from dncli.training.precision import autocast, looking
 
 CPU, CLASSES, SIZE, TOP = torch.device("cpu"), 91, (320, 416), 300
 images, targets = made_up(2, *SIZE, objects=7, classes=CLASSES)
@@ -53,7 +53,7 @@ def ours_inference(preset: str) -> Functions:
 
     @torch.inference_mode()
     def find(precision: str) -> None:
-        detect(infer(model, images, precision, CPU), [target.size for target in targets], TOP)
+        detect(looking(model, images, precision, CPU)(None), [target.size for target in targets], TOP)
 
     return {"ours fp32": partial(find, "fp32"), "ours bf16": partial(find, "bf16")}
 

@@ -14,6 +14,7 @@ from models.criterion import LossConfig
 from models.dab_detr import DabDetrConfig
 from models.deformable_detr import DeformableDetrConfig
 from models.denoising.noise import NoiseConfig
+from models.labels import LabelsConfig
 from models.matcher import MatchConfig
 from models.native import Choice
 from models.structures import STRICT, FieldErrors, demand, positive
@@ -47,6 +48,16 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """What the detector is told and what it has to find (Sec. 5.7.1)."""
+
+    name: Literal["detection", "known_objects", "known_labels"] = "detection"
+    classes: tuple[str, ...] = ()  # the classes to find, by name; objects of others are told or ignored; empty = all
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The schedule (Sec. 5.1 by default)."""
 
@@ -64,13 +75,15 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 0
     save_steps: int = 1000  # steps between checkpoints within an epoch, 0 = at its end only
+    keep_every: int = 0  # epochs between checkpoints that are kept for analysis as checkpoints/epoch_NNN.pt, 0 = none
     skip_nonfinite: int = 0  # steps of a run whose loss or gradient may be not finite; they change no weight
     timeout: float = 1800.0  # seconds that processes wait for one of them that does not answer
 
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        rest = ("drop_epoch", "backbone_lr", "weight_decay", "warmup_steps", "clip", "seed", "save_steps", "skip_nonfinite")
+        rest = ("drop_epoch", "backbone_lr", "weight_decay", "warmup_steps", "clip", "seed")
+        rest += ("save_steps", "keep_every", "skip_nonfinite")
         demand(
             self,
             ema=(0 <= self.ema < 1, "from 0 to below 1"),
@@ -119,6 +132,8 @@ class Config:
     host: DabDetrConfig | DeformableDetrConfig
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     noise: NoiseConfig | None = field(default_factory=NoiseConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     match: MatchConfig = field(default_factory=MatchConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -130,5 +145,10 @@ class Config:
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        if self.noise and isinstance(self.host, DeformableDetrConfig) and self.host.query == "point":
+        points = isinstance(self.host, DeformableDetrConfig) and self.host.query == "point"
+        if self.noise and points:
             raise FieldErrors({"noise": "must be null with host.query: point, whose queries are no boxes"})
+        if self.task.name != "detection" and points:
+            raise FieldErrors({"task.name": "must be detection with host.query: point, whose queries can be told nothing"})
+        if self.task.name == "known_objects" and not self.noise:
+            raise FieldErrors({"noise": "must not be null with task.name: known_objects, which are told as noised queries"})

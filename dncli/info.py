@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dncli.config import Config
 from dncli.console import UserError
+from dncli.labels.embeddings import vector_length
 from dncli.presets import Resolved
 from models.backbone import WeightsError
 from models.denoising.noise import NoiseConfig, noise_targets
@@ -64,7 +65,9 @@ def build(config: Config, num_classes: int) -> nn.Module:
     """The detector on the meta device: shapes without numbers."""
     try:
         with torch.device("meta"):
-            return build_detector(config.host, config.backbone, num_classes)
+            file = config.labels.embeddings
+            embeddings = None if file is None else torch.empty(num_classes, vector_length(file))
+            return build_detector(config.host, config.backbone, num_classes, embeddings)
     except WeightsError as error:
         raise UserError(str(error)) from error
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from dncli.asking import PLAIN, Ask, Progressive
 from dncli.config import Config
 from dncli.console import UserError
 from dncli.data.augment import fixed_view
@@ -20,11 +21,12 @@ from dncli.data.images import read_image
 from dncli.data.loader import collate
 from dncli.draw import Mark, draw_marks
 from dncli.files import replace_text
+from dncli.labels.embeddings import categories_in, for_categories
 from dncli.training.checkpoint import load_checkpoint
-from dncli.training.commands import settings_of
+from dncli.training.commands import check_progressive, settings_of
 from dncli.training.distributed import choose_device
 from dncli.training.evaluate import detect
-from dncli.training.precision import check_precision, infer
+from dncli.training.precision import check_precision, looking
 from dncli.training.prepare import categories_of, load_detector
 from dncli.training.report import Report
 from models.structures import Target
@@ -33,9 +35,20 @@ LONGEST_STEM = 240  # bytes of a name, which a number and .jpg make longer; file
 
 
 def predict(
-    ckpt: str | Path, paths: Sequence[str | Path], out: str | Path, threshold: float = 0.3, *, trust: bool = False
+    ckpt: str | Path,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    threshold: float = 0.3,
+    *,
+    rounds: int = 0,
+    sure: float = 0.5,
+    embeddings: str | Path | None = None,
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Find objects in images and folders of images with a run's best epoch or a checkpoint file.
+
+    In `rounds` of progressive inference (Sec. 5.7.2) the detector is told what it found with a score from `sure` on. With a
+    file of `embeddings` it looks for every class that is named there, seen in training or not (zero-shot).
 
     `out`, a new or empty folder, receives a drawn picture of each image and predictions.json: of each file its size and
     its detections with a score from `threshold` on (box x1, y1, x2, y2 in pixels, name, category_id, score). Returns the
@@ -45,12 +58,17 @@ def predict(
     if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; give a new folder with --out")
     checkpoint = load_checkpoint(ckpt, trust=trust)
+    if rounds:
+        check_progressive(checkpoint)
+    if embeddings is not None:
+        checkpoint = for_categories(checkpoint, categories_in(embeddings), embeddings)
     files, problems = find_images(paths)
     if not files:
         raise UserError(*problems)
     config, device = settings_of(checkpoint, (), ckpt), choose_device("auto")
     check_precision(config, device)
     model, categories = load_detector(checkpoint, config, ckpt, device), categories_of(checkpoint)
+    ask = Progressive(rounds, sure, len(categories))
     predictions: list[dict[str, Any]] = []
     report = Report()
     try:
@@ -61,7 +79,7 @@ def predict(
             except UserError as error:
                 problems += error.lines
                 continue
-            detections = find_objects(model, picture, config, categories, threshold)
+            detections = find_objects(model, picture, config, categories, threshold, ask)
             size = {"width": picture.width, "height": picture.height}
             predictions.append({"file": str(file), **size, "detections": detections})
             draw(picture, detections, categories).save(free_name(out, file.stem), quality=92)
@@ -100,13 +118,14 @@ def images_in(folder: Path) -> Iterator[Path]:
 
 @torch.inference_mode()
 def find_objects(
-    model: nn.Module, picture: Image.Image, config: Config, categories: Categories, threshold: float
+    model: nn.Module, picture: Image.Image, config: Config, categories: Categories, threshold: float, ask: Ask = PLAIN
 ) -> list[dict[str, Any]]:
     """Detections of one image, best first, clipped to it."""
     nothing = Target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
     images, _ = collate([(fixed_view(picture, config.data), nothing)])
-    output = infer(model, images, config.eval.precision, next(model.parameters()).device)
-    (found,) = detect(output, [(picture.height, picture.width)], config.eval.top)
+    device = next(model.parameters()).device
+    answer = ask(looking(model, images, config.eval.precision, device), [nothing.to(device)])
+    (found,) = detect(answer.output, [(picture.height, picture.width)], config.eval.top)
     edges = torch.tensor([picture.width, picture.height] * 2, device=found.boxes.device)
     boxes = found.boxes.clamp(min=0).minimum(edges)
     return [

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
+from dncli.config import Config
+from dncli.console import UserError
 from dncli.data.augment import image_generator
+from dncli.data.coco import Categories
+from dncli.labels.held_out import HeldOut
 from models.criterion import Wanted
 from models.denoising.noise import NoiseConfig, noise_targets
 from models.denoising.queries import Known
@@ -25,20 +32,111 @@ class Task(Protocol):
 class Detection:
     """Detection, with query denoising beside it (Sec. 4) unless `noise` is None.
 
-    An image's noise follows from (seed, epoch, image id): no batch, worker or process changes it.
+    An image's noise follows from (seed, epoch, image id): no batch, worker or process changes it. Objects of classes that
+    are not in `found` (None = all classes are) do not exist: they are neither matched nor denoised.
     """
 
     noise: NoiseConfig | None
     num_classes: int
     seed: int
     epoch: int = 1
+    found: frozenset[int] | None = None
 
     def at(self, epoch: int) -> Detection:
         return replace(self, epoch=epoch)
 
     def __call__(self, targets: Sequence[Target]) -> tuple[Known | None, Wanted]:
+        targets = [only(target, self.found) for target in targets]
         if self.noise is None:
-            return None, Wanted(list(targets), None, 0)
-        rng = [image_generator(self.seed, self.epoch, target.image_id, "noise") for target in targets]
-        noised = noise_targets(targets, self.noise, self.num_classes, rng)
-        return Known(noised, self.noise.isolated), Wanted(list(targets), noised.assignment(), noised.groups)
+            return None, Wanted(targets, None, 0)
+        noised = noise_targets(targets, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
+        return Known(noised, self.noise.isolated), Wanted(targets, noised.assignment(), noised.groups)
+
+    def rng(self, target: Target, purpose: str) -> torch.Generator:
+        """An image's own generator for one purpose of this epoch."""
+        return image_generator(self.seed, self.epoch, target.image_id, purpose)
+
+
+@dataclass(frozen=True)
+class KnownObjects(Detection):
+    """Known object detection (Sec. 5.7.1): some objects are told, noised, without the attention mask; the rest is to be found.
+
+    To be found are the objects of the classes `found`. Where that is None each object is told with a probability that the
+    image draws for itself, from 0 to 1: such a detector serves for progressive inference (Sec. 5.7.2).
+    """
+
+    def __call__(self, targets: Sequence[Target]) -> tuple[Known, Wanted]:
+        chosen = [self.chosen(target) for target in targets]
+        told = [take(target, mask) for target, mask in zip(targets, chosen, strict=True)]
+        rest = [take(target, ~mask) for target, mask in zip(targets, chosen, strict=True)]
+        noised = noise_targets(told, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
+        return Known(noised, isolated=False), Wanted(rest, noised.assignment(), noised.groups, told)
+
+    def chosen(self, target: Target) -> Tensor:
+        """(M,) bool: the objects that are told."""
+        if self.found is not None:
+            return ~is_among(target.labels, self.found)
+        rng = self.rng(target, "told")
+        return (torch.rand(len(target.labels), generator=rng) < torch.rand(1, generator=rng)).to(target.labels.device)
+
+
+@dataclass(frozen=True)
+class KnownLabels(Detection):
+    """Known label detection (Sec. 5.7.1): matching queries are told one class of the image, and find its objects.
+
+    Which one of those present is drawn for each image and epoch; in an image without objects it is any, and nothing is
+    there to be found. The paper asks for every class present, one after the other; a draw costs one pass, and over the
+    epochs all are asked for. Denoising goes on beside it, with all objects.
+    """
+
+    def __call__(self, targets: Sequence[Target]) -> tuple[Known, Wanted]:
+        told, plain = super().__call__(targets)
+        labels = torch.stack([self.asked(target) for target in plain.targets])
+        wanted = [take(t, t.labels == label) for t, label in zip(plain.targets, labels, strict=True)]
+        noise = (told.denoise, told.isolated) if told is not None else ()
+        return Known(*noise, label=labels), plain._replace(targets=wanted, told=plain.targets)
+
+    def asked(self, target: Target) -> Tensor:
+        """() int64: the class that an image is asked for."""
+        choices = target.labels.unique()
+        if not len(choices):
+            choices = torch.arange(self.num_classes, device=target.labels.device)
+        return choices[torch.randint(len(choices), (1,), generator=self.rng(target, "label")).item()]
+
+
+TASKS = {"detection": Detection, "known_objects": KnownObjects, "known_labels": KnownLabels}
+
+
+def build_task(config: Config, categories: Categories) -> Task:
+    """The task of a training. Raises UserError for names in task.classes that are no classes of the data.
+
+    Where classes are known by vectors, those that are not in task.classes are held out, so that they can be found later.
+    """
+    found = labels_of(config, categories)
+    if found is not None and config.labels.embeddings is not None and config.task.name != "known_objects":
+        task = TASKS[config.task.name](config.noise, len(found), config.train.seed)
+        return HeldOut(task, tuple(sorted(found)), len(categories))
+    return TASKS[config.task.name](config.noise, len(categories), config.train.seed, found=found)
+
+
+def labels_of(config: Config, categories: Categories) -> frozenset[int] | None:
+    """The classes 0 .. C-1 that task.classes names; None where it is empty, for all."""
+    unknown = sorted(set(config.task.classes) - set(categories.names))
+    if unknown:
+        raise UserError(f"task.classes: {', '.join(unknown)}: no class of the data, which has {', '.join(categories.names)}")
+    return frozenset(categories.names.index(name) for name in config.task.classes) or None
+
+
+def only(target: Target, labels: frozenset[int] | None) -> Target:
+    """The objects of some classes, None = of all."""
+    return target if labels is None else take(target, is_among(target.labels, labels))
+
+
+def take(target: Target, mask: Tensor) -> Target:
+    """Those objects of an image where `mask` (M,) is true."""
+    return replace(target, labels=target.labels[mask], boxes=target.boxes[mask])
+
+
+def is_among(labels: Tensor, wanted: frozenset[int]) -> Tensor:
+    """(M,) bool."""
+    return torch.isin(labels, torch.tensor(sorted(wanted), device=labels.device))

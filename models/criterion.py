@@ -9,7 +9,7 @@ process alone, so that there a process with few objects weighs each of them more
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -43,9 +43,15 @@ class LossConfig:
 class Wanted(NamedTuple):
     """What a task wants of an output."""
 
-    targets: Sequence[Target]  # the objects of each image
-    known: Assignment | None = None  # which denoising query reconstructs which of them
+    targets: Sequence[Target]  # the objects of each image that matching queries have to find
+    known: Assignment | None = None  # which denoising query reconstructs which object
     groups: int = 0  # P, how often each of them is reconstructed
+    told: Sequence[Target] | None = None  # the objects that are reconstructed, where they are not the ones to find
+    taught: Tensor | None = None  # (C,) bool, the classes that the class loss counts, see `only_taught`; None = all
+
+    @property
+    def reconstructed(self) -> Sequence[Target]:
+        return self.targets if self.told is None else self.told
 
 
 class Losses(NamedTuple):
@@ -58,18 +64,18 @@ class Losses(NamedTuple):
 
 
 class Criterion:
-    """`criterion(output, wanted, objects)`: `objects` of the whole step, averaged over processes; a tensor of no dimension
-    may stay where it is, so that no GPU is waited for. 0 counts as 1.
+    """`criterion(output, wanted, objects, told)`: how many objects of the whole step are to be found, and how many are
+    reconstructed (None = the same), averaged over processes; tensors of no dimension may stay where they are, so that no GPU
+    is waited for. 0 counts as 1.
     """
 
     def __init__(self, config: LossConfig, matcher: Matcher):
         self.config = config
         self.matcher = matcher
 
-    def __call__(self, output: Output, wanted: Wanted, objects: float | Tensor) -> Losses:
-        denoising, matching = output.split()
-        objects = torch.as_tensor(objects)
-        objects = torch.where(objects > 0, objects, 1.0)
+    def __call__(self, output: Output, wanted: Wanted, objects: float | Tensor, told: float | Tensor | None = None) -> Losses:
+        denoising, matching = only_taught(output, wanted.taught).split()
+        objects, told = (at_least_one(count) for count in (objects, objects if told is None else told))
         matched = self.matcher(matching.logits, matching.boxes, wanted.targets)
         parts = self.part(matching, matched, wanted.targets, objects, background=True)
         total = share = self.weigh(parts)
@@ -77,7 +83,7 @@ class Criterion:
         reconstruction = torch.zeros_like(share)
         if wanted.known is not None:
             known = [wanted.known] * len(output.logits)
-            parts = self.part(denoising, known, wanted.targets, objects * wanted.groups, background=False)
+            parts = self.part(denoising, known, wanted.reconstructed, told * wanted.groups, background=False)
             reconstruction = self.config.denoising * self.weigh(parts)
             total = share + reconstruction
             named |= name(parts, "dn_")
@@ -113,6 +119,27 @@ class Criterion:
 
     def weigh(self, parts: dict[str, Tensor]) -> Tensor:
         return sum(getattr(self.config, key) * value.sum() for key, value in parts.items())
+
+
+def only_taught(output: Output, taught: Tensor | None) -> Output:
+    """The output whose logits of classes that are not `taught` (C,) say "none" for certain: no loss, no gradient.
+
+    A class without examples would else be background in every query of every image. The detector would learn to give it no
+    score, be it there or not, and with labels.embeddings (Sec. 5.7.2) learn so from the vector of a class that it is to
+    find later.
+    """
+    if taught is None:
+        return output
+    return replace(output, logits=output.logits.masked_fill(~taught, CERTAIN))
+
+
+CERTAIN = -100.0  # p = e^-100: log(1 - p) and p itself are 0 in float32
+
+
+def at_least_one(count: float | Tensor) -> Tensor:
+    """A normaliser for so many objects; with none there is nothing to divide but the background."""
+    count = torch.as_tensor(count)
+    return torch.where(count > 0, count, 1.0)
 
 
 def softplus(x: Tensor) -> Tensor:

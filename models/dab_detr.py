@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.boxes import inverse_sigmoid
 from models.conditional import ConditionalDecoder, Memory
@@ -42,17 +42,17 @@ class DabDetrConfig:
 class DabDetr(nn.Module):
     """`forward(images, known)`: the one contract of every host."""
 
-    def __init__(self, config: DabDetrConfig, *, backbone: nn.Module, num_classes: int):
+    def __init__(self, config: DabDetrConfig, *, backbone: nn.Module, num_classes: int, embeddings: Tensor | None = None):
         super().__init__()
         width, sizes = config.hidden, dict(heads=config.heads, ffn=config.ffn, dropout=config.dropout)
         self.encoder = DenseEncoder(width=width, layers=config.encoder_layers, **sizes)
         self.decoder = ConditionalDecoder(width=width, layers=config.decoder_layers, levels=1, activation=nn.PReLU, **sizes)
         self.project = nn.Conv2d(backbone.channels[-1], width, kernel_size=1)
         init_xavier(self)
-        self.label = LabelEmbedding(num_classes, width)
+        self.label = LabelEmbedding(num_classes, width, embeddings)
         self.patterns = Patterns(config.patterns, width)
         self.anchors = nn.Parameter(initial_anchors(config.queries, config.anchors))
-        self.heads = DetectionHeads(width, num_classes, config.decoder_layers, shared=True, eps=1e-3)
+        self.heads = DetectionHeads(width, num_classes, config.decoder_layers, shared=True, eps=1e-3, embeddings=embeddings)
         self.temperature = config.temperature
         self.backbone = backbone
 
@@ -62,7 +62,7 @@ class DabDetr(nn.Module):
         tokens = self.project(feature.x).flatten(2).transpose(1, 2)
         padding = None if feature.padding is None else feature.padding.flatten(1)
         tokens = self.encoder(tokens, position, padding)
-        content, anchors = self.patterns(self.label.unknowns(len(self.anchors)), self.anchors)
+        content, anchors = self.patterns(self.label.contents(len(self.anchors), known), self.anchors)
         queries = assemble(content, anchors, known, batch=len(tokens), label=self.label, locate=inverse_sigmoid)
         states, boxes = self.decoder(queries, Memory(tokens, position, padding, [tokens.shape[1]]), self.heads)
         return Output(self.heads.logits(0, states), boxes, queries.position.sigmoid(), queries.layout)

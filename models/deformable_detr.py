@@ -65,7 +65,9 @@ class DeformableDetrConfig:
 class DeformableDetr(nn.Module):
     """One encoder, three decoders: boxes with deformable or dense attention, points with deformable attention."""
 
-    def __init__(self, config: DeformableDetrConfig, *, backbone: nn.Module, num_classes: int):
+    def __init__(
+        self, config: DeformableDetrConfig, *, backbone: nn.Module, num_classes: int, embeddings: Tensor | None = None
+    ):
         super().__init__()
         width, layers = config.hidden, config.decoder_layers
         activation = {"relu": nn.ReLU, "prelu": nn.PReLU}[config.activation]
@@ -84,21 +86,22 @@ class DeformableDetr(nn.Module):
             if isinstance(module, DeformableAttention):
                 module.init_star()
         shared = config.shared_heads or self.dense or not config.refine
-        self.heads = DetectionHeads(width, num_classes, layers, shared=shared, eps=1e-5 if self.points else 1e-3)
+        eps = 1e-5 if self.points else 1e-3
+        self.heads = DetectionHeads(width, num_classes, layers, shared=shared, eps=eps, embeddings=embeddings)
         if config.query == "point" or config.anchors == "random":
             nn.init.constant_(self.heads.box[0].layers[-1].bias[2:], -2.0)  # first boxes of sigmoid(-2), an eighth
-        self.init_queries(config, num_classes)
+        self.init_queries(config, num_classes, embeddings)
         # The dense form follows DAB-DETR's encoding, the deformable one Deformable DETR's.
         self.temperature, self.offset = (20.0, 0.0) if self.dense else (10000.0, -0.5)
         self.backbone = backbone
 
-    def init_queries(self, config: DeformableDetrConfig, num_classes: int) -> None:
+    def init_queries(self, config: DeformableDetrConfig, num_classes: int, embeddings: Tensor | None) -> None:
         width, queries = config.hidden, config.queries
         if self.points:
             self.content = nn.Parameter(torch.randn(queries, width))
             self.position = nn.Parameter(torch.randn(queries, width))
             return
-        self.label = LabelEmbedding(num_classes, width)
+        self.label = LabelEmbedding(num_classes, width, embeddings)
         self.anchors = nn.Parameter(initial_anchors(queries, config.anchors))
         if self.dense:
             self.patterns = Patterns(config.patterns, width)
@@ -121,9 +124,11 @@ class DeformableDetr(nn.Module):
         if self.points:
             return plain(self.content, self.position, known, batch=batch)
         if self.dense:
-            content, anchors = self.patterns(self.label.unknowns(len(self.anchors)), self.anchors)
+            content, anchors = self.patterns(self.label.contents(len(self.anchors), known), self.anchors)
         else:
             content, anchors = with_indicator(self.content, 0.0), self.anchors
+            if known is not None and known.label is not None:  # in place of what was learned, which stays in the graph
+                content = self.label.contents(len(anchors), known) + 0 * content
         return assemble(content, anchors, known, batch=batch, label=self.label, locate=inverse_sigmoid)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.boxes import inverse_sigmoid
+from models.labels import class_head
 
 
 class MLP(nn.Module):
@@ -22,12 +23,17 @@ class MLP(nn.Module):
 
 
 class DetectionHeads(nn.Module):
-    """A class head and a box head for every decoder layer, or one pair for all of them."""
+    """A class head and a box head for every decoder layer, or one pair for all of them.
 
-    def __init__(self, width: int, num_classes: int, layers: int, *, shared: bool, eps: float):
+    With `embeddings` (C, E) classes are known by these vectors, see models/labels.py.
+    """
+
+    def __init__(
+        self, width: int, num_classes: int, layers: int, *, shared: bool, eps: float, embeddings: Tensor | None = None
+    ):
         super().__init__()
         copies = 1 if shared else layers
-        self.cls = nn.ModuleList(nn.Linear(width, num_classes) for _ in range(copies))
+        self.cls = nn.ModuleList(class_head(width, num_classes, embeddings) for _ in range(copies))
         self.box = nn.ModuleList(MLP(width, width, width, 4) for _ in range(copies))
         self.shared = shared
         self.eps = eps

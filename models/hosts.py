@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.backbone import BackboneConfig, build_backbone
 from models.dab_detr import DabDetr, DabDetrConfig
@@ -14,10 +14,16 @@ HOSTS = {
 }
 
 
-def build_detector(host: DabDetrConfig | DeformableDetrConfig, backbone: BackboneConfig, num_classes: int) -> nn.Module:
+def build_detector(
+    host: DabDetrConfig | DeformableDetrConfig,
+    backbone: BackboneConfig,
+    num_classes: int,
+    embeddings: Tensor | None = None,
+) -> nn.Module:
     """The detector that a preset describes, with random weights (`models.backbone.load_pretrained` fetches a backbone's).
 
-    `forward(images: Images, known: Known | None = None) -> Output`.
+    `forward(images: Images, known: Known | None = None) -> Output`. With `embeddings` (C, E) classes are known by these
+    vectors (Sec. 5.7.2), see models/labels.py.
     """
     _, detector = HOSTS[host.name]
-    return detector(host, backbone=build_backbone(backbone), num_classes=num_classes)
+    return detector(host, backbone=build_backbone(backbone), num_classes=num_classes, embeddings=embeddings)

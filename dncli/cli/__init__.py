@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from dncli import __version__
-from dncli.cli import about, data, detector
+from dncli.cli import ablate, about, analyze, data, detector, known, labels
 from dncli.console import UserError, fail, in_one_line, listen
 
 PATIENCE = 10  # seconds; who leaves at once would have the first process ended before it speaks
@@ -28,9 +28,16 @@ app = typer.Typer(
     help="Train DETR-like detectors with query denoising (DN-DETR), on any data in COCO format.\n\n"
     "Begin with: [bold]dndetr train[/bold] (a small detector on generated data, in minutes on a CPU)",
 )
-for command in (detector.train, detector.evaluate, detector.predict, about.presets, about.info, about.doctor):
+for command in (
+    detector.train, detector.evaluate, detector.predict, ablate.ablate, known.known_objects, known.known_labels,
+    about.presets, about.info, about.doctor,
+):  # fmt: skip
     app.command(NAMES.get(command.__name__))(command)
 app.add_typer(data.app, name="data")
+app.add_typer(analyze.app, name="analyze")
+app.command("analyze-instability", hidden=True)(analyze.instability)
+app.command("known-label-detect", hidden=True)(known.known_labels)
+app.add_typer(labels.app, name="labels")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dncli.cli.options import DEFAULT_PRESET, Checkpoint, Overrides, TrustPickle, preset_names
+from dncli.cli.options import DEFAULT_PRESET, Checkpoint, Overrides, Progressive, Sure, TrustPickle, preset_names
 from dncli.console import UserError
 
 
@@ -71,15 +71,32 @@ def evaluate(
     ckpt: Checkpoint,
     overrides: Overrides = None,
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here as well.")] = None,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Evaluate on the classes of the data, trained or not, by the vectors of their names (labels.embeddings).",
+        ),
+    ] = None,
+    labels_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Tell the detector the classes of each image, by dndetr labels classify.", show_default=False
+        ),
+    ] = None,
+    likely: Annotated[float, typer.Option(min=0, max=1, help="Probability in that file from which a class is told.")] = 0.5,
+    progressive: Progressive = 0,
+    sure: Sure = 0.5,
     trust: TrustPickle = False,
 ) -> None:
-    """Measure COCO's AP of a trained detector on the validation images.
+    """Measure COCO's AP of a trained detector on the validation images, and what it gains from what it is told.
 
     Example: [bold]dndetr eval --ckpt runs/dn-deform-tiny[/bold]
     """
-    from dncli.training.commands import evaluate_command
+    from dncli.training.commands import Telling, evaluate_command
 
-    evaluate_command(ckpt, overrides or [], json, trust=trust)
+    telling = Telling(labels_from, likely, progressive, sure)
+    evaluate_command(ckpt, overrides or [], json, telling=telling, embeddings=embeddings, trust=trust)
 
 
 def predict(
@@ -89,6 +106,12 @@ def predict(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for drawn pictures and predictions.json.")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Smallest score that is shown.")] = 0.3,
+    progressive: Progressive = 0,
+    sure: Sure = 0.5,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Look for the classes that are named in this file of vectors (labels.embeddings)."),
+    ] = None,
     trust: TrustPickle = False,
 ) -> None:
     """Find objects in images: drawn pictures and JSON.
@@ -97,4 +120,4 @@ def predict(
     """
     from dncli.predict import predict
 
-    predict(ckpt, paths, out, threshold, trust=trust)
+    predict(ckpt, paths, out, threshold, rounds=progressive, sure=sure, embeddings=embeddings, trust=trust)

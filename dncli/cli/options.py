@@ -24,3 +24,7 @@ TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Open a checkpoint that can run code: only of people whom you trust.")
 ]
 Checkpoint = Annotated[Path, typer.Option("--ckpt", metavar="RUN|FILE", help="A run folder (its best epoch) or a .pt file.")]
+Progressive = Annotated[
+    int, typer.Option(min=0, metavar="ROUNDS", help="Tell the detector what it found with confidence, so many times.")
+]
+Sure = Annotated[float, typer.Option(min=0, max=1, help="Score from which --progressive tells a detection.")]

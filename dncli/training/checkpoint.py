@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,22 +121,26 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     model.load_state_dict(dict(weights))
 
 
-BY_CLASS = ("heads.cls.", "label.table.")  # tensors with a row for each class, the label table one more for the unknown
+# Tensors with a row for each class, the label table one more for the unknown. With labels.embeddings there are none.
+BY_CLASS = re.compile(r"heads\.cls\.\d+\.(weight|bias)|label\.table\.weight")
 
 
 def for_classes(checkpoint: Checkpoint, names: Sequence[str], born: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a checkpoint for a detector of the classes `names`: rows go by name, new classes stay as in `born`.
 
-    Tensors whose rows are of another width stay as they are, for load_weights to refuse.
+    Tensors whose rows are of another width stay as they are, for load_weights to refuse. Embeddings of classes
+    (labels.embeddings) are those of `born`: they were given, not learned.
     """
     theirs = checkpoint.category_names
+    given = {key: tensor for key, tensor in born.items() if key.endswith(".embeddings")}
     if list(names) == theirs:
-        return dict(checkpoint.weights)
+        return {**checkpoint.weights, **given}
     known = [(theirs.index(name), row) for row, name in enumerate(names) if name in theirs]
     weights = {}
-    for key, tensor in checkpoint.weights.items():
+    for key, tensor in {**checkpoint.weights, **given}.items():
         weights[key] = tensor
-        if key.startswith(BY_CLASS) and key in born and tensor.shape[1:] == born[key].shape[1:]:
+        rows_fit = key in born and 0 < tensor.dim() == born[key].dim() and tensor.shape[1:] == born[key].shape[1:]
+        if rows_fit and BY_CLASS.fullmatch(key):
             rows = known + ([(len(theirs), len(names))] if key.startswith("label.") else [])
             weights[key] = born[key].clone()
             for source, row in rows:

@@ -3,61 +3,167 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from dncli.asking import Ask, GivenLabels, Plain, Progressive, build_ask
 from dncli.config import Config
-from dncli.console import UserError
+from dncli.console import UserError, in_one_line
+from dncli.data.coco import Categories, load_split, resolve_root
 from dncli.files import replace_text
-from dncli.presets import leaves, validated
+from dncli.labels.embeddings import for_categories
+from dncli.presets import from_tree, leaves, validated
 from dncli.settings import Place, Setting, is_among, merge, parse_override
+from dncli.tasks import labels_of
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, load_checkpoint
-from dncli.training.evaluate import counter_class, evaluate
+from dncli.training.evaluate import Evaluation, counter_class, evaluate
 from dncli.training.precision import check_precision
 from dncli.training.prepare import categories_of, load_detector, load_validation
 from dncli.training.report import Report, coco_table
 from models.matcher import Matcher
 
-OPEN = ("data", "eval", "train.device", "op")  # blocks and settings of a checkpoint that an evaluation may change
+OPEN = (
+    "data",
+    "eval",
+    "task.classes",
+    "train.device",
+    "op",
+)  # what an evaluation may change of a checkpoint's settings
+
+
+@dataclass(frozen=True)
+class Telling:
+    """What an evaluation tells the detector beside the images (Sec. 5.7)."""
+
+    labels_from: str | Path | None = None  # a file of `dndetr labels classify`: the classes that each image has
+    likely: float = 0.5  # from this probability in that file on
+    rounds: int = 0  # of progressive inference
+    sure: float = 0.5  # from this score on a detection is told in the next round
+
+    def ask(self, checkpoint: Checkpoint, config: Config) -> tuple[str, Ask] | None:
+        """The way to ask and its name, None where nothing is told. Raises UserError."""
+        if self.labels_from is not None and self.rounds:
+            raise UserError("--labels-from and --progressive are two ways to ask: give one of them")
+        categories = categories_of(checkpoint)
+        if self.labels_from is not None:
+            labels = read_labels(self.labels_from, categories, self.likely)
+            return f"labels of {self.labels_from}", GivenLabels(labels, labels_of(config, categories))
+        if self.rounds:
+            check_progressive(checkpoint)
+            name = f"{self.rounds} rounds from a score of {self.sure:g}"
+            return name, Progressive(self.rounds, self.sure, len(categories), labels_of(config, categories))
+        return None
 
 
 def evaluate_command(
-    ckpt: str | Path, overrides: Sequence[str] = (), json_path: str | Path | None = None, *, trust: bool = False
+    ckpt: str | Path,
+    overrides: Sequence[str] = (),
+    json_path: str | Path | None = None,
+    *,
+    telling: Telling | None = None,
+    embeddings: str | Path | None = None,
+    trust: bool = False,
 ) -> dict[str, float | None]:
     """Print COCO's 12 numbers of a run (its best epoch) or a checkpoint file, and write them to `json_path`.
 
-    Settings and categories are those of the checkpoint; `overrides` may change data.*, eval.*, train.device and op, for
-    instance data.root; `trust` opens a checkpoint that can run code. Returns the numbers (nothing in processes but the main
-    one). Raises UserError.
+    Settings and categories are those of the checkpoint; `overrides` may change data.*, eval.*, task.classes, train.device and
+    op, for instance data.root. What `telling` tells is measured beside an evaluation that tells nothing. With a file of
+    `embeddings` the categories are those of the data, of which it has vectors, seen in training or not (zero-shot,
+    Sec. 5.7.2). `trust` opens a checkpoint that can run code. Returns the numbers (nothing in processes but the main one).
+    Raises UserError.
     """
     checkpoint = load_checkpoint(ckpt, trust=trust)
     config = settings_of(checkpoint, overrides, ckpt)
+    if embeddings is not None:
+        classes = load_split(resolve_root(config.data.root), "val").categories
+        checkpoint = for_categories(checkpoint, classes, embeddings)
+    categories = categories_of(checkpoint)
+    told = telling and telling.ask(checkpoint, config)
+    asks = (
+        {"nothing told": Plain(labels_of(config, categories)), told[0]: told[1]}
+        if told
+        else {"": build_ask(config, categories)}
+    )
+    found = measure(checkpoint, config, ckpt, asks)
+    if not found:
+        return {}
+    report, title = Report(), f"{ckpt}, epoch {checkpoint.epoch}, {images_of(found)} images of {config.data.root}"
+    for name, evaluation in found.items():
+        report.say(coco_table(evaluation.metrics, title + (f": {name}" if name else "")))
+    *_, last = found.values()
+    content = {"checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.root, "images": images_of(found)}
+    content |= {**last.metrics, "anchor_distance": last.anchor_distance}
+    if told:
+        plain = found["nothing told"].metrics["ap"]
+        content |= {"told": told[0], "ap_without": plain}
+        if plain is not None:
+            report.say(f"AP {plain:.3f} -> {last.metrics['ap']:.3f}, {last.metrics['ap'] - plain:+.3f} with {told[0]}")
+    if json_path is not None:
+        write_json(Path(json_path), content)
+    return last.metrics
+
+
+def measure(checkpoint: Checkpoint, config: Config, source: str | Path, asks: Mapping[str, Ask]) -> dict[str, Evaluation]:
+    """Evaluate a checkpoint, which came from `source`, in several ways. Processes but the main one get nothing."""
     counter_class(config.eval.counter)  # must be installed
+    found: dict[str, Evaluation | None] = {}
     with distributed.processes(config.train.device, config.train.timeout) as device:
         check_precision(config, device)
-        model = distributed.together(lambda: load_detector(checkpoint, config, ckpt, device))
+        model = distributed.together(lambda: load_detector(checkpoint, config, source, device))
         validation = distributed.together(lambda: load_validation(config, categories_of(checkpoint)))
-        report = Report()
-        evaluation = evaluate(
-            model,
-            report.track(validation.batches, "evaluation"),
-            validation.truth,
-            checkpoint.category_ids,
-            Matcher(config.match),
-            top=config.eval.top,
-            counter=config.eval.counter,
-            precision=config.eval.precision,
-            device=device,
+        for name, ask in asks.items():
+            found[name] = evaluate(
+                model,
+                Report().track(validation.batches, f"evaluation{name and f', {name}'}"),
+                validation.truth,
+                checkpoint.category_ids,
+                Matcher(config.match),
+                ask=ask,
+                top=config.eval.top,
+                counter=config.eval.counter,
+                precision=config.eval.precision,
+                device=device,
+            )
+    return {name: evaluation for name, evaluation in found.items() if evaluation is not None}
+
+
+def images_of(found: Mapping[str, Evaluation]) -> int:
+    return len(next(iter(found.values())).matches.image_id)
+
+
+def check_progressive(checkpoint: Checkpoint) -> None:
+    """Raise UserError for a detector that did not learn to find the rest where objects of any class are known."""
+    task = from_tree(checkpoint.config).task
+    if task.name != "known_objects" or task.classes:
+        raise UserError(
+            "--progressive needs a detector that learned to use known objects of any class: "
+            "dndetr train task.name=known_objects noise.groups=1"
         )
-    if evaluation is None:
-        return {}
-    images = len(validation.split.images)
-    report.say(coco_table(evaluation.metrics, f"{ckpt}, epoch {checkpoint.epoch}, {images} images of {config.data.root}"))
-    if json_path is not None:
-        about = {"checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.root, "images": images}
-        write_json(Path(json_path), {**about, **evaluation.metrics, "anchor_distance": evaluation.anchor_distance})
-    return evaluation.metrics
+
+
+def read_labels(path: str | Path, categories: Categories, likely: float) -> dict[int, list[int]]:
+    """The classes of each image that a file of `dndetr labels classify` finds at least `likely`, by image id.
+
+    Raises UserError for other files, and for classes that are not the detector's.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        names, images = content["classes"], {int(i): [float(p) for p in row] for i, row in content["images"].items()}
+        if not all(len(row) == len(names) for row in images.values()):
+            raise ValueError("an image has another number of probabilities than there are classes")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: not a file of image labels (dndetr labels classify makes one): {in_one_line(error)}"
+        ) from error
+    strange = [name for name in names if name not in categories.names]
+    if strange:
+        raise UserError(f"{path}: has classes that the detector does not know: {', '.join(map(str, strange))}")
+    index = [categories.names.index(name) for name in names]
+    return {i: [index[c] for c, p in enumerate(row) if p >= likely] for i, row in images.items()}
 
 
 def settings_of(checkpoint: Checkpoint, overrides: Sequence[str], source: str | Path) -> Config:
@@ -73,7 +179,8 @@ def settings_of(checkpoint: Checkpoint, overrides: Sequence[str], source: str | 
     fixed = [key for key in given if not is_among(key, OPEN)]
     if fixed:
         raise UserError(
-            f"{', '.join(fixed)}: fixed by the checkpoint; an evaluation may change data.*, eval.*, train.device and op only"
+            f"{', '.join(fixed)}: fixed by the checkpoint; an evaluation may change data.*, eval.*, task.classes, "
+            "train.device and op only"
         )
     return config
 

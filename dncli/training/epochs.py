@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dncli.analysis import instability
+from dncli.analysis.instability import difference, instability
+from dncli.asking import build_ask
 from dncli.config import Config
 from dncli.data.loader import Part
 from dncli.files import replace_text
 from dncli.plots import plot_run
 from dncli.presets import to_tree
-from dncli.tasks import Detection
+from dncli.tasks import build_task
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, save_checkpoint
 from dncli.training.evaluate import METRICS, Evaluation, evaluate
@@ -79,7 +80,7 @@ class Training:
 
     def __init__(self, config: Config, data: Data, learner: Learner, run: Run, report: Report, checkpoint: Checkpoint | None):
         self.config, self.data, self.learner, self.run, self.report = config, data, learner, run, report
-        self.task = Detection(config.noise, len(data.categories), config.train.seed)
+        self.task, self.ask = build_task(config, data.categories), build_ask(config, data.categories)
         self.matcher = Matcher(config.match)
         self.done = 0 if checkpoint is None else checkpoint.epoch
         self.best = None if checkpoint is None else checkpoint.best_ap
@@ -163,6 +164,7 @@ class Training:
             valid.truth,
             self.data.categories.ids,
             self.matcher,
+            ask=self.ask,
             top=config.eval.top,
             counter=config.eval.counter,
             precision=config.eval.precision,
@@ -192,6 +194,9 @@ class Training:
             plot_run(run.records(), run.plots)
             if better:
                 save_checkpoint(run.best, checkpoint)
+            every = self.config.train.keep_every
+            if every and record["epoch"] % every == 0:
+                save_checkpoint(run.kept(record["epoch"]), checkpoint)
             save_checkpoint(run.last, checkpoint, run.previous)
 
     def save(self) -> None:
@@ -222,12 +227,14 @@ def new_checkpoint(config: Config, data: Data, learner: Learner) -> Checkpoint:
 def measures(evaluation: Evaluation | None, run: Run, epoch: int) -> dict[str, float | None]:
     """The evaluated columns of an epoch's record, None where nothing was measured.
 
-    Instability compares with the evaluation before, which is the epoch before where eval.every is 1 (Eq. 2).
+    Instability compares with the evaluation before, which is the epoch before where eval.every is 1 (Eq. 2). It is not
+    measured where the two are of different images, as after a change of the dataset.
     """
     if evaluation is None:
         return dict.fromkeys((*METRICS, "instability", "anchor_distance"))
     previous = run.previous_matches(epoch)
-    changed = None if previous is None else instability(previous, evaluation.matches)
+    comparable = previous is not None and not difference(previous, evaluation.matches)
+    changed = instability(previous, evaluation.matches) if comparable else None
     return {**evaluation.metrics, "instability": changed, "anchor_distance": evaluation.anchor_distance}
 
 

@@ -16,12 +16,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from dncli.analysis import Matches
+from dncli.analysis.instability import Matches
+from dncli.asking import PLAIN, Ask
 from dncli.console import UserError
 from dncli.data.boxes import inside
 from dncli.data.coco import Split
 from dncli.training import distributed
-from dncli.training.precision import infer
+from dncli.training.precision import looking
 from models.boxes import cxcywh_to_xyxy
 from models.matcher import Matcher
 from models.structures import Images, Output, Target
@@ -35,7 +36,7 @@ class Evaluation:
 
     metrics: dict[str, float | None]  # METRICS; None where there was nothing to count
     detections: list[dict[str, Any]]  # COCO results with the original category ids
-    matches: Matches  # the vector V of Eq. 1 of every image, from the last layer
+    matches: Matches  # the vectors V of Eq. 1 of every image
     anchor_distance: float | None  # mean l1 distance of initial anchors and matched boxes (Sec. 3.2); None = no objects
 
 
@@ -54,8 +55,13 @@ class Finding(NamedTuple):
     boxes: np.ndarray  # (T, 4)
     labels: np.ndarray  # (T,)
     scores: np.ndarray  # (T,)
-    matched: np.ndarray  # (N,) int32
+    layers: np.ndarray  # (L, N) int32: the object that a query of each decoder layer matches, -1 = nothing
     distances: np.ndarray  # (M,) l1, of every matched object
+
+    @property
+    def matched(self) -> np.ndarray:
+        """(N,), of the last layer."""
+        return self.layers[-1]
 
 
 @torch.inference_mode()
@@ -66,6 +72,7 @@ def evaluate(
     category_ids: Sequence[int],
     matcher: Matcher,
     *,
+    ask: Ask = PLAIN,
     top: int,
     counter: str,
     precision: str,
@@ -73,14 +80,15 @@ def evaluate(
 ) -> Evaluation | None:
     """Evaluate on this process's share of the images. The main process counts; the others get None.
 
-    `truth` holds the annotations of all images, `category_ids` the category of each class; `counter` is eval.counter.
+    `truth` holds the annotations of all images, `category_ids` the category of each class; `ask` says what the detector is
+    told and which objects it has to find; `counter` is eval.counter.
     `precision`, eval.precision, does not follow the training's: in fp32 a checkpoint gives the same numbers everywhere.
     """
     model.eval()
     findings = []
     for images, targets in batches:
-        output = infer(model, images, precision, device)
-        targets = [target.to(device) for target in targets]
+        look = looking(model, images, precision, device)
+        output, targets = ask(look, [target.to(device) for target in targets])
         findings += examine(output, targets, matcher, top)
     everyone = {finding.image_id: finding for share in distributed.gather(findings) for finding in share}
     if not distributed.is_main():
@@ -91,7 +99,7 @@ def evaluate(
     return Evaluation(
         metrics=coco_metrics(truth, detections, counter),
         detections=detections,
-        matches=Matches(np.array([f.image_id for f in findings]), np.stack([f.matched for f in findings])),
+        matches=matches_of(findings),
         anchor_distance=float(distances.mean()) if len(distances) else None,
     )
 
@@ -100,29 +108,61 @@ def detect(output: Output, sizes: Sequence[tuple[int, int]], top: int) -> list[D
     """The `top` highest scores over queries x classes of each image, as in Deformable DETR and DN-DETR.
 
     `output` is the matching part, `sizes` the height and width of each image on disk. A query may appear with several
-    classes. Boxes are not clipped to the image.
+    classes. Boxes are not clipped to the image. Scores of 0, of queries that do not count, are no detections.
     """
     scores, index = output.logits[-1].sigmoid().flatten(1).topk(min(top, output.logits[-1, 0].numel()))  # B T
     query, label = index // output.logits.shape[-1], index % output.logits.shape[-1]
     boxes = cxcywh_to_xyxy(output.boxes[-1]).gather(1, query[..., None].expand(-1, -1, 4))  # B T 4
     scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
-    return [Detections(*image) for image in zip(boxes * scale[:, None], label, scores, strict=True)]
+    images = zip(boxes * scale[:, None], label, scores, (scores > 0).sum(1).tolist(), strict=True)
+    return [Detections(box[:some], label[:some], score[:some]) for box, label, score, some in images]
 
 
 def examine(output: Output, targets: Sequence[Target], matcher: Matcher, top: int) -> list[Finding]:
     """Detections, matches and anchor distances of a batch."""
     found = detect(output, [target.size for target in targets], top)
-    assigned = matcher(output.logits[-1:], output.boxes[-1:], targets)[0]
-    matched = torch.full(output.logits.shape[1:3], -1, dtype=torch.int32, device=output.logits.device)  # B N
-    matched[assigned.image, assigned.query] = assigned.object.int()
+    layers = match_vectors(output, targets, matcher)  # L B N
     findings = []
     for b, target in enumerate(targets):
-        query = (matched[b] >= 0).nonzero()[:, 0]
-        anchors, boxes = output.anchors[b, query], target.boxes[matched[b, query].long()]
-        distances = (anchors - boxes[:, : anchors.shape[1]]).abs().sum(1)  # anchor points: over the centre
-        arrays = [x.cpu().numpy() for x in (found[b].boxes, found[b].labels, found[b].scores, matched[b], distances)]
+        anchors, boxes = matched_anchors(output.anchors[b], target, layers[-1, b])
+        distances = anchor_distances(anchors, boxes)
+        arrays = [x.cpu().numpy() for x in (found[b].boxes, found[b].labels, found[b].scores, layers[:, b], distances)]
         findings.append(Finding(target.image_id, *arrays))
     return findings
+
+
+def match_vectors(output: Output, targets: Sequence[Target], matcher: Matcher) -> Tensor:
+    """Eq. 1 of every decoder layer and image, (L, B, N) int32: the object that a query matches, -1 = nothing."""
+    layers = torch.full(output.logits.shape[:3], -1, dtype=torch.int32, device=output.logits.device)  # L B N
+    for vectors, assigned in zip(layers, matcher(output.logits, output.boxes, targets), strict=True):
+        vectors[assigned.image, assigned.query] = assigned.object.int()
+    return layers
+
+
+def matched_anchors(anchors: Tensor, target: Target, matched: Tensor) -> tuple[Tensor, Tensor]:
+    """The initial anchors (A, 2 or 4) of the queries that match something, and the boxes (A, 4) that they match.
+
+    `anchors` (N, 2 or 4) and `matched` (N,), a vector of Eq. 1, are of one image.
+    """
+    query = (matched >= 0).nonzero()[:, 0]
+    return anchors[query], target.boxes[matched[query].long()]
+
+
+def anchor_distances(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Sec. 3.2: l1 of cx, cy, w, h in units of the image, (A,); of anchor points over the centre."""
+    return (anchors - boxes[:, : anchors.shape[1]]).abs().sum(1)
+
+
+def matches_of(findings: Sequence[Finding]) -> Matches:
+    """The matches of these images, in this order."""
+    layers = of_one_width([finding.layers for finding in findings]).swapaxes(0, 1)  # L I N
+    return Matches(np.array([finding.image_id for finding in findings]), layers[-1], layers)
+
+
+def of_one_width(matched: Sequence[np.ndarray]) -> np.ndarray:
+    """(..., N) of every image to (I, ..., N): where images were looked at a different number of times, the rest is -1."""
+    widest = max(m.shape[-1] for m in matched)
+    return np.stack([np.pad(m, [(0, 0)] * (m.ndim - 1) + [(0, widest - m.shape[-1])], constant_values=-1) for m in matched])
 
 
 def coco_results(findings: Iterable[Finding], category_ids: Sequence[int]) -> list[dict[str, Any]]:
@@ -177,8 +217,8 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def ground_truth(split: Split) -> COCO:
-    """pycocotools' view of the split's annotation file, crowds included.
+def ground_truth(split: Split, found: frozenset[int] | None = None) -> COCO:
+    """pycocotools' view of the split's annotation file, crowds included: of the classes `found`, None = of all.
 
     Annotations are numbered anew from 1, since pycocotools takes an object of id 0 for none; where an area is missing it
     is the box's. Boxes are mended as in training: nobody can find what lies outside of an image.
@@ -202,7 +242,11 @@ def ground_truth(split: Split) -> COCO:
                 "iscrowd": int(entry.get("iscrowd") or 0),
             }
         )
-    categories = zip(split.categories.ids, split.categories.names, strict=True)
+    categories = list(zip(split.categories.ids, split.categories.names, strict=True))
+    if found is not None:
+        categories = [categories[label] for label in sorted(found)]
+        kept = {i for i, _ in categories}
+        annotations = [entry for entry in annotations if entry["category_id"] in kept]
     return index(
         {
             "images": [{"id": image.id, "width": image.width, "height": image.height} for image in split.images],

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from dncli.config import Config
 from dncli.console import UserError
+from dncli.data.coco import Categories
 from dncli.data.loader import Packed, Part, packed, unpacked
+from dncli.labels.embeddings import stored_embeddings
 from dncli.presets import from_tree, to_tree
-from dncli.tasks import Detection
+from dncli.tasks import Task, build_task
 from dncli.training import distributed
 from dncli.training.checkpoint import load_weights
 from dncli.training.learner import Incident, not_finite, seed_step
@@ -28,7 +30,7 @@ from models.hosts import build_detector
 from models.matcher import Matcher
 from models.structures import Output
 
-KIND = "dndetr incident 2"
+KIND = "dndetr incident 3"
 
 
 def keeper(config: Config, data: Data, run: Run) -> Callable[[Incident], str]:
@@ -54,7 +56,7 @@ def keeper(config: Config, data: Data, run: Run) -> Callable[[Incident], str]:
             "objects": incident.objects,
             "model": incident.model.state_dict(),
             "config": to_tree(config),
-            "classes": len(data.categories),
+            "categories": (data.categories.ids, data.categories.names),
             "checkpoint": str(run.last),
         }
         try:
@@ -76,7 +78,8 @@ def replay(path: str | Path) -> list[str]:
     with distributed.processes("auto") as device:
         check_precision(config, device)
         native.choose(config.op)
-        model = build_detector(config.host, config.backbone, values["classes"])
+        categories = Categories(*values["categories"])
+        model = build_detector(config.host, config.backbone, len(categories), stored_embeddings(values["model"]))
         load_weights(model, values["model"], path)
         parts = [unpacked(Packed(*part)) for part in values["parts"]]
         lines = [
@@ -84,16 +87,18 @@ def replay(path: str | Path) -> list[str]:
             f"images: {', '.join(str(target.image_id) for _, targets in parts for target in targets)}",
             f"the last good checkpoint then: {values['checkpoint']}",
         ]
-        found = findings(values, parts, config, model.to(device).train(), device)
+        task = build_task(config, categories).at(values["epoch"])
+        found = findings(values, parts, config, task, model.to(device).train(), device)
         return [*lines, f"computed again on {device.type} in {config.train.precision}: {found}"]
 
 
-def findings(values: dict[str, Any], parts: list[Part], config: Config, model: nn.Module, device: torch.device) -> str:
+def findings(
+    values: dict[str, Any], parts: list[Part], config: Config, task: Task, model: nn.Module, device: torch.device
+) -> str:
     """The first place where something is not finite, in the order of the computation."""
     spoiled = [name for name, tensor in model.state_dict().items() if not finite(tensor)]
     if spoiled:
         return f"the weights themselves are not finite: {shorten(spoiled)}"
-    task = Detection(config.noise, values["classes"], config.train.seed).at(values["epoch"])
     criterion = Criterion(config.loss, Matcher(config.match))
     seed_step(config.train.seed, values["step"] - 1, values["rank"])
     objects = torch.tensor(values["objects"], device=device)
@@ -107,7 +112,7 @@ def findings(values: dict[str, Any], parts: list[Part], config: Config, model: n
             output = model(images, known)
         if seen:
             return f"the first module whose output is not finite is {seen[0]}"
-        losses = criterion(in_fp32(output), wanted, objects)
+        losses = criterion(in_fp32(output), wanted, *objects)
         if bad := not_finite(losses.parts):
             return f"every module's output is finite, these losses are not: {shorten(bad)}"
         with gradients(model) as seen:

@@ -25,9 +25,10 @@ from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, load_weights
 from dncli.training.optim import build_optimizer, rate_factor, set_rate
 from dncli.training.precision import autocast, check_precision, in_fp32
-from models.criterion import Criterion, Losses
+from models.criterion import Criterion, Losses, Wanted
+from models.denoising.queries import Known
 from models.matcher import Matcher
-from models.structures import Images, Target
+from models.structures import Images
 
 logger = logging.getLogger("dndetr")
 REMEDY = "try a lower train.lr, more train.warmup_steps or train.precision=fp32"
@@ -43,7 +44,7 @@ class Incident:
     reason: str
     losses: dict[str, Tensor]  # of this process
     parts: Sequence[Part]
-    objects: float  # the normaliser
+    objects: list[float]  # the two normalisers
     model: nn.Module  # as before the step
 
     @property
@@ -100,31 +101,35 @@ class Learner:
         """
         seed_step(self.config.seed, self.step_count, distributed.rank())
         set_rate(self.optimizer, rate_factor(self.step_count, self.steps_per_epoch, self.config))
-        count = sum(len(target.labels) for _, targets in parts for target in targets)
-        objects = distributed.all_mean(torch.tensor(float(count), device=self.device)).clamp(min=1 / distributed.world())
+        asked = [task([target.to(self.device, non_blocking=True) for target in targets]) for _, targets in parts]
+        objects = self.count([wanted for _, wanted in asked])
         statistics, self.unmatched = [buffer.clone() for buffer in self.statistics], ""
         losses = []
-        for i, (images, targets) in enumerate(parts):
+        for i, ((images, _), (known, wanted)) in enumerate(zip(parts, asked, strict=True)):
             last = i == len(parts) - 1
             with nullcontext() if last or self.parallel is self.model else self.parallel.no_sync():
-                losses.append(self.backward(images, targets, task, objects))
+                losses.append(self.backward(images, known, wanted, objects))
         total = add(losses)
         reason = self.update(total)
         if reason is None:
             return total
         for buffer, before in zip(self.statistics, statistics, strict=True):
             buffer.copy_(before)
-        self.pass_over(Incident(self.step_count, reason, total, parts, objects.item(), self.model))
+        self.pass_over(Incident(self.step_count, reason, total, parts, objects.tolist(), self.model))
         return None
 
-    def backward(self, images: Images, targets: list[Target], task: Task, objects: Tensor) -> dict[str, Tensor]:
+    def count(self, asked: Sequence[Wanted]) -> Tensor:
+        """The normalisers of a step (2,): objects to find and objects to reconstruct, averaged over processes."""
+        counts = [[sum(len(t.labels) for t in targets) for targets in (w.targets, w.reconstructed)] for w in asked]
+        mean = distributed.all_mean(torch.tensor(counts, dtype=torch.float32, device=self.device).sum(0))
+        return mean.clamp(min=1 / distributed.world())
+
+    def backward(self, images: Images, known: Known | None, wanted: Wanted, objects: Tensor) -> dict[str, Tensor]:
         images = images.to(self.device, non_blocking=True)
-        targets = [target.to(self.device, non_blocking=True) for target in targets]
-        known, wanted = task(targets)
         with autocast(self.config.precision, self.device):
             output = self.parallel(images, known)
         try:
-            losses = self.criterion(in_fp32(output), wanted, objects)
+            losses = self.criterion(in_fp32(output), wanted, *objects)
         except FloatingPointError as error:  # nothing can be matched: a gradient of NaN tells the other processes
             self.unmatched = str(error)
             total = (output.logits.sum() + output.boxes.sum()) * math.nan

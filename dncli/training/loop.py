@@ -85,7 +85,7 @@ def opened(
         distributed.together(lambda: check_data(where, checkpoint, data, allow_change))
         checkpoint = position(checkpoint, len(data.batches))
     torch.manual_seed(config.train.seed)
-    model = distributed.together(lambda: build_model(config, data.categories, device))
+    model = distributed.together(lambda: build_model(config, data.categories, device, checkpoint))
     if checkpoint is None:
         weights = begin(model, config, data.categories, init_from, trust=trust)
     else:

@@ -7,8 +7,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from dncli.asking import Look
 from dncli.config import Config
 from dncli.console import UserError
+from models.denoising.queries import Known
 from models.structures import Images, Output
 
 
@@ -18,12 +20,17 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def infer(model: nn.Module, images: Images, precision: str, device: torch.device) -> Output:
-    """The matching part of a model's output for images that may lie elsewhere: what detections are made of."""
-    with autocast(precision, device):
-        output = model(images.to(device, non_blocking=True))
-    _, matching = in_fp32(output).split()
-    return matching
+def looking(model: nn.Module, images: Images, precision: str, device: torch.device) -> Look:
+    """The detector before images that may lie elsewhere: told something, it gives the matching part of its output."""
+    images = images.to(device, non_blocking=True)
+
+    def look(known: Known | None) -> Output:
+        with autocast(precision, device):
+            output = model(images, known)
+        _, matching = in_fp32(output).split()
+        return matching
+
+    return look
 
 
 def in_fp32(output: Output) -> Output:

@@ -15,6 +15,8 @@ from dncli.config import Config
 from dncli.console import UserError
 from dncli.data.coco import Categories, Split, load_split, resolve_root
 from dncli.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
+from dncli.labels.embeddings import class_embeddings
+from dncli.tasks import labels_of
 from dncli.training import distributed
 from dncli.training.checkpoint import Checkpoint, for_classes, load_checkpoint, load_weights
 from dncli.training.evaluate import ground_truth
@@ -30,10 +32,11 @@ class Validation:
 
     split: Split
     batches: Batches
+    found: frozenset[int] | None = None  # the classes that are to be found, None = all
 
     @cached_property
     def truth(self) -> COCO:
-        return ground_truth(self.split)
+        return ground_truth(self.split, self.found)
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,20 @@ def load_validation(config: Config, categories: Categories, root: Path | None = 
         world=distributed.world(),
         workers=config.data.workers,
     )
-    return Validation(split, batches)
+    return Validation(split, batches, labels_of(config, categories))
 
 
-def build_model(config: Config, categories: Categories, device: torch.device) -> nn.Module:
-    """The configured detector with random weights, on the CPU still; the operator that it needs on `device` is at hand."""
+def build_model(
+    config: Config, categories: Categories, device: torch.device, checkpoint: Checkpoint | None = None
+) -> nn.Module:
+    """The configured detector with random weights, on the CPU still; the operator that it needs on `device` is at hand.
+
+    Embeddings of classes, where it has any, are those in `checkpoint`, for a new detector those of labels.embeddings.
+    """
     native.choose(config.op)
+    embeddings = class_embeddings(config, categories.names, checkpoint)
     try:
-        model = build_detector(config.host, config.backbone, len(categories))
+        model = build_detector(config.host, config.backbone, len(categories), embeddings)
         if samples(model):
             native.ready(device.type)
     except (WeightsError, native.OperatorError) as error:
@@ -135,7 +144,7 @@ def fetch_weights(model: nn.Module, config: Config) -> None:
 
 def load_detector(checkpoint: Checkpoint, config: Config, source: str | Path, device: torch.device) -> nn.Module:
     """The detector of a checkpoint, ready to predict on `device`."""
-    model = build_model(config, categories_of(checkpoint), device)
+    model = build_model(config, categories_of(checkpoint), device, checkpoint)
     load_weights(model, checkpoint.weights, source)
     return model.to(device).eval()
 

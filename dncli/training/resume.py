@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dncli.config import Config
 from dncli.console import UserError
-from dncli.presets import leaves, load_preset, to_tree
+from dncli.presets import from_tree, leaves, load_preset, to_tree
 from dncli.schema import known_keys
 from dncli.settings import is_among
 from dncli.training.checkpoint import NAMES, Checkpoint, load_checkpoint
@@ -21,8 +21,8 @@ from dncli.training.run import NEXT_SETTINGS
 
 # What may differ from the checkpoint without being asked for: what changes no result, and how long the run is.
 FREE = (
-    "train.epochs", "train.device", "train.save_steps", "train.skip_nonfinite", "train.timeout", "data.workers",
-    "eval.counter", "op",
+    "train.epochs", "train.device", "train.save_steps", "train.keep_every", "train.skip_nonfinite", "train.timeout",
+    "data.workers", "eval.counter", "op",
 )  # fmt: skip
 DATASET = "dataset"  # the word of --allow-change for other annotations
 
@@ -67,7 +67,8 @@ def check_allowed(allowed: Sequence[str]) -> None:
 
 def check_settings(run: str | Path, checkpoint: Checkpoint, config: Config, allowed: Sequence[str] = ()) -> None:
     """Refuse to go on with other settings, all differences at once, or with fewer epochs than are done."""
-    before, now = leaves(checkpoint.config), leaves(to_tree(config))
+    before = leaves(to_tree(from_tree(checkpoint.config, str(run))))  # settings that are newer than the run have defaults
+    now = leaves(to_tree(config))
     differing = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changed = [key for key in differing if not is_among(key, (*FREE, *allowed))]
     if changed:

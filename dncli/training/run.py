@@ -13,13 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dncli.analysis import Matches
+from dncli.analysis.instability import Matches, load_matches, save_matches
 from dncli.console import UserError
-from dncli.files import nearest_folder, replace_bytes, replace_text
+from dncli.files import nearest_folder, replace_text
 from dncli.settings import dump
-from dncli.training.checkpoint import Checkpoint, save_checkpoint
+from dncli.training.checkpoint import NAMES, Checkpoint, save_checkpoint
 from dncli.training.environment import environment
 
 UNFINISHED = ".dndetr-unfinished"
@@ -49,6 +47,10 @@ class Run:
     @property
     def best(self) -> Path:
         return self.path / "checkpoints" / "best.pt"
+
+    def kept(self, epoch: int) -> Path:
+        """A checkpoint that stays, see train.keep_every."""
+        return self.path / "checkpoints" / f"epoch_{epoch:03d}.pt"
 
     @property
     def nonfinite(self) -> Path:
@@ -100,17 +102,12 @@ class Run:
         write_records(self, [*self.records(), metrics])
 
     def save_matches(self, epoch: int, matches: Matches) -> None:
-        content = io.BytesIO()
-        np.savez_compressed(content, **matches._asdict())
-        replace_bytes(self.matches(epoch), content.getvalue())
+        save_matches(self.matches(epoch), matches)
 
     def previous_matches(self, epoch: int) -> Matches | None:
         """The matches of the last evaluation before `epoch`."""
         earlier = [self.matches(e) for e in range(epoch - 1, 0, -1) if self.matches(e).exists()]
-        if not earlier:
-            return None
-        with np.load(earlier[0]) as arrays:
-            return Matches(arrays["image_id"], arrays["matched"])
+        return load_matches(earlier[0]) if earlier else None
 
 
 def check_free(path: Path, *, overwrite: bool) -> None:
@@ -160,7 +157,8 @@ def reopen_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
     The checkpoint, be it an older one or with other settings now, becomes the last one first.
     """
     run, epoch = Run(path), checkpoint.epoch
-    kept = {file.stat().st_ino: file.stat().st_size for file in run.last.parent.glob("*.pt")}  # names of one file count once
+    replaced = [run.last.with_name(name).stat() for name in NAMES if run.last.with_name(name).exists()]
+    kept = {file.st_ino: file.st_size for file in replaced}  # names of one file count once
     probe(path, max(room - sum(kept.values()), room // CHECKPOINTS_AT_ONCE))
     try:
         replace_text(path / NEXT_SETTINGS, dump(tree))
@@ -170,7 +168,7 @@ def reopen_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
             (path / folder).mkdir(exist_ok=True)
         os.replace(path / NEXT_SETTINGS, path / "config.yaml")
         write_records(run, [r for r in run.records() if r["epoch"] <= epoch])
-        for file in (path / "matches").glob("epoch_*.npz"):
+        for file in (*(path / "matches").glob("epoch_*.npz"), *(path / "checkpoints").glob("epoch_*.pt")):
             if int(file.stem.removeprefix("epoch_")) > epoch:
                 file.unlink()
     except OSError as error:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.denoising.layout import QueryLayout
 from models.denoising.noise import NoisedTargets
+from models.labels import label_table
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Known:
 
     denoise: NoisedTargets | None = None  # objects to reconstruct
     isolated: bool = True  # False: matching queries see them (Sec. 5.7.1, known objects)
+    label: Tensor | None = None  # (B,) int64: the class that matching queries look for (Sec. 5.7.1, known labels)
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,25 @@ class Queries:
 
 
 class LabelEmbedding(nn.Module):
-    """Class embeddings, one for the unknown class, and the indicator as last channel (Sec. 4.5)."""
+    """Class embeddings, one for the unknown class, and the indicator as last channel (Sec. 4.5).
 
-    def __init__(self, num_classes: int, width: int):
+    With `embeddings` (C, E) classes are known by these vectors (Sec. 5.7.2), see models/labels.py.
+    """
+
+    def __init__(self, num_classes: int, width: int, embeddings: Tensor | None = None):
         super().__init__()
-        self.table = nn.Embedding(num_classes + 1, width - 1)
+        self.table = label_table(num_classes, width - 1, embeddings)
         self.unknown = num_classes
 
     def forward(self, labels: Tensor, indicator: Tensor | float) -> Tensor:
         """(...) labels, `unknown` allowed, to (..., D). The indicator is 1 for told objects and 0 for matching queries."""
         return with_indicator(self.table(labels), indicator)
+
+    def contents(self, queries: int, known: Known | None) -> Tensor:
+        """Contents of matching queries: (N, D), or (B, N, D) where each image's class is told (Sec. 5.7.1)."""
+        if known is None or known.label is None:
+            return self.unknowns(queries)
+        return self(known.label, 1.0)[:, None].expand(-1, queries, -1)
 
     def unknowns(self, queries: int) -> Tensor:
         """Contents of matching queries (N, D): the unknown class, indicator 0."""
@@ -65,13 +76,13 @@ class Patterns(nn.Module):
         self.table = nn.Parameter(torch.randn(patterns, width)) if patterns else None
 
     def forward(self, content: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D) and (N, 4) to (patterns * N, D) and (patterns * N, 4), all anchors of the first pattern first.
+        """(..., N, D) and (N, 4) to (..., patterns * N, D) and (patterns * N, 4), all anchors of the first pattern first.
 
         As in the reference a pattern is added to the whole content, the indicator's channel included.
         """
         if self.table is None:
             return content, anchors
-        return (self.table[:, None] + content).flatten(0, 1), anchors.repeat(len(self.table), 1)
+        return (self.table[:, None] + content[..., None, :, :]).flatten(-3, -2), anchors.repeat(len(self.table), 1)
 
 
 def with_indicator(embedding: Tensor, indicator: Tensor | float) -> Tensor:
@@ -91,11 +102,11 @@ def assemble(
 ) -> Queries:
     """Queries of a batch: the noised objects that are known, then the matching queries.
 
-    `content` (N, D) and `position` (N, ...) are the host's matching queries; `locate` turns (B, K, 4) boxes into the host's
-    positions. An empty slot has content 0 and the position of the centre box, as in the reference, but is hidden.
+    `content` (N, D) or (B, N, D) and `position` (N, ...) are the host's matching queries; `locate` turns (B, K, 4) boxes into
+    the host's positions. An empty slot has content 0 and the position of the centre box, as in the reference, but is hidden.
     The label table is always part of the graph, so that every process of a parallel training has a gradient for it.
     """
-    content = content.expand(batch, *content.shape)
+    content = content.expand(batch, *content.shape[-2:])
     position = position.expand(batch, *position.shape)
     noised = known.denoise if known is not None else None
     if noised is None:
@@ -112,7 +123,7 @@ def assemble(
 
 def plain(content: Tensor, position: Tensor, known: Known | None, *, batch: int) -> Queries:
     """Matching queries alone, for a host whose queries are no boxes."""
-    if known is not None and known.denoise is not None:
-        raise ValueError("this host has no denoising queries: set noise: null")
+    if known is not None and (known.denoise is not None or known.label is not None):
+        raise ValueError("queries of this host are no boxes with labels: set noise: null, and nothing can be told")
     layout = QueryLayout(groups=0, slots=0, queries=len(content))
     return Queries(content.expand(batch, *content.shape), position.expand(batch, *position.shape), layout)

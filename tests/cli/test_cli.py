@@ -15,7 +15,27 @@ from dncli.presets import list_presets, load_preset
 from tests.data.coco_files import image, item, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["", "train", "eval", "predict", "presets", "info", "doctor", "data", "data shapes", "data check"]
+COMMANDS = [
+    "",
+    "train",
+    "eval",
+    "predict",
+    "ablate",
+    "presets",
+    "info",
+    "doctor",
+    "analyze",
+    "analyze is",
+    "analyze anchors",
+    "analyze curves",
+    "analyze cost",
+    "data",
+    "data shapes",
+    "data check",
+    "labels",
+    "labels embed",
+    "labels classify",
+]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -80,8 +100,16 @@ def test_help_has_a_short_form(command, main):
         ("train", "KEY=VALUE --preset --out --resume --init-from --overwrite"),
         ("eval", "KEY=VALUE --ckpt --json"),
         ("predict", "IMAGE|FOLDER --ckpt --out --threshold"),
+        ("ablate", "STUDY KEY=VALUE --preset --seeds --first-seed --jobs --out --dry-run"),
         ("presets", "NAME"),
         ("info", "KEY=VALUE"),
+        ("analyze is", "KEY=VALUE --ckpt --layers --recompute --out"),
+        ("analyze anchors", "KEY=VALUE --ckpt --images --out"),
+        ("analyze curves", "--run --out"),
+        ("analyze cost", "KEY=VALUE --preset --steps --size --batch"),
+        ("labels", "embed classify"),
+        ("labels embed", "NAME --out --data"),
+        ("labels classify", "KEY=VALUE --ckpt --out --epochs --seed"),
         ("data", "shapes check"),
         ("data shapes", "--out --train --val --size --seed"),
         ("data check", "ROOT --queries"),
@@ -93,11 +121,12 @@ def test_help_names_every_option(command, options, main):
     assert not [option for option in options.split() if option not in done.out]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("", "data")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("", "analyze", "data", "labels")])
 def test_help_shows_an_example_that_the_command_understands(command, main, monkeypatch):
     example = re.search(r"Example: dndetr (.*?)\s*$", main(*command.split(), "--help").out, re.MULTILINE)[1].split()
     assert " ".join(example).startswith(command)
-    for leaf in [*cli.app.registered_commands, *cli.data.app.registered_commands]:
+    groups = [cli.app, *(group.typer_instance for group in cli.app.registered_groups)]
+    for leaf in [leaf for group in groups for leaf in group.registered_commands]:
         monkeypatch.setattr(leaf, "callback", silent(leaf.callback))
     assert main(*example) == SimpleNamespace(code=0, out="", err="")
 
@@ -331,14 +360,16 @@ def test_train_goes_on_with_the_settings_of_the_run(main, trained, tmp_path):
 
 
 def test_eval_and_predict_hand_on_what_they_were_given(main, monkeypatch):
+    from dncli.training.commands import Telling
+
     calls = []
     monkeypatch.setattr("dncli.training.commands.evaluate_command", lambda *a, **options: calls.append((*a, options)))
     monkeypatch.setattr("dncli.predict.predict", lambda *a, **options: calls.append((*a, options)))
     assert main("eval", "--ckpt", "run", "eval.top=9", "--json", "n.json").code == 0
     assert main("predict", "--ckpt", "run", "a.jpg", "b", "--out", "o", "--trust-pickle").code == 0
     assert calls == [
-        (Path("run"), ["eval.top=9"], Path("n.json"), {"trust": False}),
-        (Path("run"), [Path("a.jpg"), Path("b")], Path("o"), 0.3, {"trust": True}),
+        (Path("run"), ["eval.top=9"], Path("n.json"), {"telling": Telling(), "embeddings": None, "trust": False}),
+        (Path("run"), [Path("a.jpg"), Path("b")], Path("o"), 0.3, {"rounds": 0, "sure": 0.5, "embeddings": None, "trust": True}),
     ]
 
 

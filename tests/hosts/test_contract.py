@@ -20,12 +20,14 @@ SIZES = dict(queries=QUERIES, hidden=32, heads=4, ffn=48, encoder_layers=1, deco
 FORMS = {
     "dab": DabDetrConfig(**SIZES),
     "dab, 3 patterns": DabDetrConfig(**SIZES, patterns=3),
+    "dab, class embeddings": DabDetrConfig(**SIZES),
     "deformable ++": DeformableDetrConfig(**SIZES, levels=2),
     "deformable, dense decoder": DeformableDetrConfig(**SIZES, levels=2, decoder="dense"),
     "deformable, dense, 3 patterns": DeformableDetrConfig(**SIZES, levels=2, decoder="dense", patterns=3),
     "deformable, points": DeformableDetrConfig(**SIZES, levels=2, query="point"),
     "deformable, points, no refinement": DeformableDetrConfig(**SIZES, levels=2, query="point", refine=False),
 }
+EMBEDDINGS = {"dab, class embeddings": torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(1))}
 DENOISING = [name for name, config in FORMS.items() if getattr(config, "query", "box") == "box"]
 
 
@@ -36,7 +38,7 @@ def test_every_host_is_here():
 def detector(form: str, seed: int = 0):
     """A tiny detector whose every layer matters: heads that start at zero are shaken."""
     torch.manual_seed(seed)
-    model = build_detector(FORMS[form], BackboneConfig("small", weights="none"), CLASSES)
+    model = build_detector(FORMS[form], BackboneConfig("small", weights="none"), CLASSES, EMBEDDINGS.get(form))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -129,6 +131,34 @@ def test_nothing_leaks_into_the_matching_part(form):
 def test_without_the_mask_it_leaks(form):
     model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
     assert different(matching_part(model(batch, known(targets, isolated=False))), model(batch))
+
+
+@pytest.mark.parametrize("form", DENOISING)
+def test_matching_queries_look_for_the_class_that_they_are_told(form):
+    """Another class gives another output, and each image listens to its own, with and without denoising beside it."""
+    model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
+    labels = [torch.tensor(pair) for pair in ((1, 2), (1, 3))]
+    one, other = (model(batch, Known(label=label)) for label in labels)
+    assert different(one, model(batch))
+    torch.testing.assert_close(one.logits[:, 0], other.logits[:, 0], rtol=1e-4, atol=1e-5)
+    assert (one.logits[:, 1] - other.logits[:, 1]).abs().max() > 1e-3
+    told = known(targets).denoise
+    (denoising, matching), (without, _) = model(batch, Known(told, label=labels[0])).split(), model(batch, Known(told)).split()
+    same(matching, one, rtol=1e-4, atol=1e-5)
+    assert different(denoising, without)  # denoising queries see the matching ones
+
+
+@pytest.mark.parametrize("form", DENOISING)
+def test_backward_reaches_every_parameter_where_labels_are_told(form):
+    model, targets = detector(form).train(), objects(2, 4)
+    output = model(images(*BATCH), Known(label=torch.tensor([1, 2])))
+    Criterion(LossConfig(), Matcher(MatchConfig()))(output, Wanted(targets), 6).total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_points_cannot_be_told_a_class():
+    with pytest.raises(ValueError, match="nothing can be told"):
+        detector("deformable, points")(images(*BATCH), Known(label=torch.tensor([1, 2])))
 
 
 @pytest.mark.parametrize("form", DENOISING)

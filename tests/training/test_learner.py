@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dncli.console import UserError
-from dncli.tasks import Detection
+from dncli.tasks import Detection, KnownLabels, KnownObjects
 from dncli.training.learner import Learner, NotFinite
 from dncli.training.precision import check_precision
 from models.denoising.noise import NoiseConfig
@@ -34,6 +34,20 @@ def test_accumulated_parts_equal_the_whole_batch():
         gradients.append({name: p.grad for name, p in each.model.named_parameters()})
     torch.testing.assert_close(whole.losses, parts.losses)
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", [KnownObjects, KnownLabels])
+def test_parts_add_up_also_where_not_all_objects_are_wanted(task):
+    """Each loss is divided by its own objects: those that are found, and those that are reconstructed."""
+    images, targets = batch([3, 0, 4, 2])
+    asked = task(NoiseConfig(groups=2), CLASSES, seed=0, found=frozenset({0}) if task is KnownObjects else None)
+    _, wanted = asked(targets)
+    counts = [sum(len(t.labels) for t in objects) for objects in (wanted.targets, wanted.reconstructed)]
+    assert 0 < counts[0] != counts[1] > 0
+    whole, parts = learner(clip=0.0), learner(clip=0.0, accumulate=2)
+    torch.testing.assert_close(whole.count([wanted]), torch.tensor(counts, dtype=torch.float32))
+    losses = [each.step(pieces, asked) for each, pieces in ((whole, [(images, targets)]), (parts, halves(images, targets)))]
+    torch.testing.assert_close(*losses)
 
 
 def test_losses_are_told_apart():

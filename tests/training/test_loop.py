@@ -263,7 +263,7 @@ def test_eval_changes_no_setting_of_the_model(run):
 
 def test_predicted_boxes_end_at_the_image():
     class Huge(torch.nn.Linear):
-        def forward(self, images):
+        def forward(self, images, known):
             boxes = torch.tensor([[[[0.5, 0.5, 2.0, 0.5]]]])
             return Output(torch.ones(1, 1, 1, 1), boxes, boxes[0], QueryLayout(groups=0, slots=0, queries=1))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from dncli.analysis import Matches
+from dncli.analysis.instability import Matches
 from dncli.console import UserError
 from dncli.training.run import Run, check_free, create_run, reopen_run
 from tests.training.tiny import checkpoint

@@ -49,9 +49,9 @@ def tiny_config(root: str | Path = "nowhere", **train) -> Config:
     )
 
 
-def tiny_model(config: Config, classes: int = CLASSES) -> nn.Module:
+def tiny_model(config: Config, classes: int = CLASSES, embeddings: torch.Tensor | None = None) -> nn.Module:
     torch.manual_seed(0)
-    return build_detector(config.host, config.backbone, classes)
+    return build_detector(config.host, config.backbone, classes, embeddings)
 
 
 def frozen_statistics(model: nn.Module) -> nn.Module:

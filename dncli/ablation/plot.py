@@ -1,0 +1,63 @@
+"""The picture of a study: AP over epochs, a colour a row, and AP against a scale where the study is about scales."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from dncli.ablation.plan import Study
+from dncli.ablation.results import Measured, curve, scale_rows
+from dncli.files import replacing
+
+
+def plot_study(study: Study, rows: Sequence[Measured], path: Path) -> None:
+    """Write the picture. Lines are means over the seeds, bands reach from the lowest to the highest."""
+    panels = 2 if study.against else 1
+    figure, axes = plt.subplots(1, panels, figsize=(6.4 * panels, 4.4), layout="constrained", squeeze=False)
+    draw_curves(axes[0, 0], rows)
+    if study.against:
+        draw_scales(axes[0, 1], study, rows)
+    figure.suptitle(f"Ablation: {study.title}")
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    plt.close(figure)
+
+
+def draw_curves(axes: Axes, rows: Sequence[Measured]) -> None:
+    for row in rows:
+        curves = [curve(trial) for trial in row.trials]
+        epochs = sorted(set.intersection(*map(set, curves))) if curves else []
+        draw_band(axes, epochs, [[aps[epoch] for aps in curves] for epoch in epochs], f"{row.row.name} ({len(curves)})")
+    axes.set(xlabel="epoch", ylabel="AP (%)", title="validation AP, in brackets: seeds")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    finish(axes)
+
+
+def draw_scales(axes: Axes, study: Study, rows: Sequence[Measured]) -> None:
+    for key in study.against:
+        series = [row for row in scale_rows(study, rows, key) if row.trials]
+        draw_band(axes, [row.settings[key] for row in series], [row.ap for row in series], key)
+    axes.set(xlabel="scale", ylabel="AP (%)", title="AP after the last epoch")
+    finish(axes)
+
+
+def draw_band(axes: Axes, places: Sequence[float], values: Sequence[Sequence[float]], label: str) -> None:
+    """A line through the means of the values at each place, and a band around all of them."""
+    if not places:
+        return
+    (line,) = axes.plot(places, [statistics.mean(each) for each in values], marker="o", markersize=3, label=label)
+    axes.fill_between(places, list(map(min, values)), list(map(max, values)), color=line.get_color(), alpha=0.18, linewidth=0)
+
+
+def finish(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize="small")

@@ -1,0 +1,80 @@
+"""Where analyses write: tables to the console, pictures and CSV files to a folder, each file whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.markup import escape
+from rich.table import Table
+
+from dncli.console import UserError, console
+from dncli.files import replace_bytes, replace_text
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[Path]:
+    """The folder, made where it is missing. What cannot be written becomes a UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; give another folder with --out") from error
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    replace_bytes(path, content.getvalue())
+
+
+def save_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A line a row, under the keys of the first one."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_text(path, text.getvalue())
+
+
+def table(*headings: str) -> Table:
+    """A table without lines whose columns, but for the first, are numbers."""
+    empty = Table(box=None, padding=(0, 2, 0, 0))
+    for i, heading in enumerate(headings):
+        empty.add_column(escape(heading), justify="right" if i else "left", overflow="fold")
+    return empty
+
+
+def show(title: str, content: Table) -> None:
+    """A table under its title, and an empty line."""
+    console.print(title, style="bold", markup=False)
+    console.print(content, "")
+
+
+def say(*lines: str) -> None:
+    """Sentences, which a terminal breaks between words and a pipe does not break."""
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def panels(count: int, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """Axes side by side in a new figure, each of so many inches."""
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, epochs: bool = True) -> None:
+    """Words, grid and legend of curves that begin at 0."""
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if epochs:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
+    axes.legend(frameon=False)

@@ -1,0 +1,158 @@
+"""What an evaluation tells the detector about a batch, and how the answers become one output: the ways of Sec. 5.7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dncli.config import Config
+from dncli.data.coco import Categories
+from dncli.tasks import labels_of, only, take
+from models.denoising.noise import NoiseConfig, noise_targets
+from models.denoising.queries import Known
+from models.structures import Output, Target
+
+Look = Callable[[Known | None], Output]  # the detector before one batch of images: told something, its matching part
+
+
+class Answer(NamedTuple):
+    """One output for a batch, and the objects that it is to be compared with."""
+
+    output: Output
+    targets: list[Target]
+
+
+class Ask(Protocol):
+    """Looks at a batch once or several times."""
+
+    def __call__(self, look: Look, targets: list[Target]) -> Answer: ...
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Nothing is told. To be found are the objects of the classes `found`, None = of all."""
+
+    found: frozenset[int] | None = None
+
+    def __call__(self, look: Look, targets: list[Target]) -> Answer:
+        return Answer(look(None), [only(target, self.found) for target in targets])
+
+
+PLAIN = Plain()
+
+
+@dataclass(frozen=True)
+class GivenObjects:
+    """The objects of all other classes are told without noise: AP(Cond) of Table 9."""
+
+    found: frozenset[int]
+    num_classes: int
+
+    def __call__(self, look: Look, targets: list[Target]) -> Answer:
+        others = frozenset(range(self.num_classes)) - self.found
+        told = tell([only(target, others) for target in targets], self.num_classes)
+        return Answer(look(told), [only(target, self.found) for target in targets])
+
+
+@dataclass(frozen=True)
+class GivenLabels:
+    """The classes of an image are given (Table 10): one look for each, told its label, of which its own scores count.
+
+    `labels` holds the classes of every image by its id; None = those that are truly there. Where they are not `told`, there
+    is one plain look, of which the scores of these classes count: what labels are worth by themselves.
+    """
+
+    labels: Mapping[int, Sequence[int]] | None = None
+    found: frozenset[int] | None = None  # the classes of which objects exist at all, None = all
+    told: bool = True
+
+    def __call__(self, look: Look, targets: list[Target]) -> Answer:
+        targets = [only(target, self.found) for target in targets]
+        given = [self.classes(target) for target in targets]
+        if not self.told:
+            return Answer(of_classes(look(None), given), targets)
+        outputs = []
+        for i in range(max(1, *map(len, given))):
+            asked = [classes[i : i + 1] for classes in given]  # of an image with fewer classes none
+            label = torch.tensor([classes[0] if classes else 0 for classes in asked], device=targets[0].boxes.device)
+            outputs.append(of_classes(look(Known(label=label)), asked))
+        return Answer(beside(outputs), targets)
+
+    def classes(self, target: Target) -> list[int]:
+        return target.labels.unique().tolist() if self.labels is None else list(self.labels.get(target.image_id, ()))
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """Progressive inference (Sec. 5.7.2): what is found with the most confidence is told in the next round.
+
+    In each of `rounds` rounds those queries join the known objects whose best score is at least `threshold`, then the rest
+    is asked for again. They keep the scores and boxes that they were found with; with 0 rounds this is plain detection.
+    """
+
+    rounds: int
+    threshold: float
+    num_classes: int
+    found: frozenset[int] | None = None  # the classes to find, and of which objects become known, None = all
+
+    def __call__(self, look: Look, targets: list[Target]) -> Answer:
+        targets = [only(target, self.found) for target in targets]
+        output = look(None)
+        known: list[Output] = []
+        for _ in range(self.rounds):
+            scores = output.logits[-1].sigmoid().amax(-1)  # B N
+            sure = scores >= self.threshold
+            if not sure.any():
+                break
+            known.append(hidden(output, ~sure))
+            output = look(tell(objects_in(known), self.num_classes))
+        return Answer(beside([*known, output]), targets)
+
+
+def build_ask(config: Config, categories: Categories) -> Ask:
+    """How the evaluations of a training ask: known labels are told, known objects are not."""
+    found = labels_of(config, categories)
+    return GivenLabels(found=found) if config.task.name == "known_labels" else Plain(found)
+
+
+def tell(objects: Sequence[Target], num_classes: int) -> Known:
+    """Objects as they are, one group of them, seen by the matching queries."""
+    none = NoiseConfig(groups=1, center_shift=0, box_scale=0, label_flip=0)
+    return Known(noise_targets(objects, none, num_classes, [torch.Generator() for _ in objects]), isolated=False)
+
+
+def objects_in(outputs: Sequence[Output]) -> list[Target]:
+    """The objects of each image that are in outputs, one a query that is not hidden."""
+    output = beside(outputs)
+    scores, labels = output.logits[-1].max(-1)  # B N
+    objects = [Target(label, box) for label, box in zip(labels, output.boxes[-1], strict=True)]
+    return [take(target, score > HIDDEN) for target, score in zip(objects, scores, strict=True)]
+
+
+HIDDEN = torch.finfo(torch.float32).min  # the logit of what does not count: no score, and still no NaN where it is subtracted
+
+
+def hidden(output: Output, mask: Tensor) -> Output:
+    """The output without the queries of `mask` (B, N)."""
+    return replace(output, logits=output.logits.masked_fill(mask[None, :, :, None], HIDDEN))
+
+
+def of_classes(output: Output, classes: Sequence[Sequence[int]]) -> Output:
+    """The output with the scores of these classes of each image, and no others."""
+    others = torch.ones(len(classes), output.logits.shape[-1], dtype=torch.bool, device=output.logits.device)  # B C
+    for b, own in enumerate(classes):
+        others[b, list(own)] = False
+    return replace(output, logits=output.logits.masked_fill(others[None, :, None], HIDDEN))
+
+
+def beside(outputs: Sequence[Output]) -> Output:
+    """The queries of several outputs for the same images as those of one, all that is kept of the layout is their number."""
+    if len(outputs) == 1:
+        return outputs[0]
+    layout = replace(outputs[0].layout, groups=0, slots=0, queries=sum(output.layout.queries for output in outputs))
+    logits, boxes = (torch.cat([getattr(o, name) for o in outputs], dim=2) for name in ("logits", "boxes"))
+    return Output(logits, boxes, torch.cat([o.anchors for o in outputs], dim=1), layout)

@@ -1,0 +1,1 @@
+"""Labels beside detection: vectors of class names, and a classifier that says which classes an image has."""
