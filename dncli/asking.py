@@ -34,12 +34,12 @@ class Ask(Protocol):
 
 @dataclass(frozen=True)
 class Plain:
-    """Nothing is told. To be found are the objects of the classes `found`, None = of all."""
+    """Nothing is told. To be found are the objects of the classes `found`, None = of all; other scores do not count."""
 
     found: frozenset[int] | None = None
 
     def __call__(self, look: Look, targets: list[Target]) -> Answer:
-        return Answer(look(None), [only(target, self.found) for target in targets])
+        return answer(look(None), targets, self.found)
 
 
 PLAIN = Plain()
@@ -55,7 +55,7 @@ class GivenObjects:
     def __call__(self, look: Look, targets: list[Target]) -> Answer:
         others = frozenset(range(self.num_classes)) - self.found
         told = tell([only(target, others) for target in targets], self.num_classes)
-        return Answer(look(told), [only(target, self.found) for target in targets])
+        return answer(look(told), targets, self.found)
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,9 @@ class Progressive:
     rounds: int
     threshold: float
     num_classes: int
-    found: frozenset[int] | None = None  # the classes to find, and of which objects become known, None = all
+    found: frozenset[int] | None = None  # the classes to find, None = all
 
     def __call__(self, look: Look, targets: list[Target]) -> Answer:
-        targets = [only(target, self.found) for target in targets]
         output = look(None)
         known: list[Output] = []
         for _ in range(self.rounds):
@@ -110,13 +109,20 @@ class Progressive:
                 break
             known.append(hidden(output, ~sure))
             output = look(tell(objects_in(known), self.num_classes))
-        return Answer(beside([*known, output]), targets)
+        return answer(beside([*known, output]), targets, self.found)
 
 
 def build_ask(config: Config, categories: Categories) -> Ask:
     """How the evaluations of a training ask: known labels are told, known objects are not."""
     found = labels_of(config, categories)
     return GivenLabels(found=found) if config.task.name == "known_labels" else Plain(found)
+
+
+def answer(output: Output, targets: Sequence[Target], found: frozenset[int] | None) -> Answer:
+    """The output and the objects of the classes `found`, None = of all."""
+    if found is not None:
+        output = of_classes(output, [sorted(found)] * len(targets))
+    return Answer(output, [only(target, found) for target in targets])
 
 
 def tell(objects: Sequence[Target], num_classes: int) -> Known:

@@ -32,21 +32,19 @@ class Task(Protocol):
 class Detection:
     """Detection, with query denoising beside it (Sec. 4) unless `noise` is None.
 
-    An image's noise follows from (seed, epoch, image id): no batch, worker or process changes it. Objects of classes that
-    are not in `found` (None = all classes are) do not exist: they are neither matched nor denoised.
+    An image's noise follows from (seed, epoch, image id): no batch, worker or process changes it.
     """
 
     noise: NoiseConfig | None
     num_classes: int
     seed: int
     epoch: int = 1
-    found: frozenset[int] | None = None
 
     def at(self, epoch: int) -> Detection:
         return replace(self, epoch=epoch)
 
     def __call__(self, targets: Sequence[Target]) -> tuple[Known | None, Wanted]:
-        targets = [only(target, self.found) for target in targets]
+        targets = list(targets)
         if self.noise is None:
             return None, Wanted(targets, None, 0)
         noised = noise_targets(targets, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
@@ -64,6 +62,8 @@ class KnownObjects(Detection):
     To be found are the objects of the classes `found`. Where that is None each object is told with a probability that the
     image draws for itself, from 0 to 1: such a detector serves for progressive inference (Sec. 5.7.2).
     """
+
+    found: frozenset[int] | None = None
 
     def __call__(self, targets: Sequence[Target]) -> tuple[Known, Wanted]:
         chosen = [self.chosen(target) for target in targets]
@@ -104,19 +104,20 @@ class KnownLabels(Detection):
         return choices[torch.randint(len(choices), (1,), generator=self.rng(target, "label")).item()]
 
 
-TASKS = {"detection": Detection, "known_objects": KnownObjects, "known_labels": KnownLabels}
+TASKS = {"detection": Detection, "known_labels": KnownLabels}
 
 
 def build_task(config: Config, categories: Categories) -> Task:
     """The task of a training. Raises UserError for names in task.classes that are no classes of the data.
 
-    Where classes are known by vectors, those that are not in task.classes are held out, so that they can be found later.
+    Classes that are not in task.classes are known objects' own, and held out of the other tasks.
     """
-    found = labels_of(config, categories)
-    if found is not None and config.labels.embeddings is not None and config.task.name != "known_objects":
-        task = TASKS[config.task.name](config.noise, len(found), config.train.seed)
-        return HeldOut(task, tuple(sorted(found)), len(categories))
-    return TASKS[config.task.name](config.noise, len(categories), config.train.seed, found=found)
+    found, name = labels_of(config, categories), config.task.name
+    if name == "known_objects":
+        return KnownObjects(config.noise, len(categories), config.train.seed, found=found)
+    if found is None:
+        return TASKS[name](config.noise, len(categories), config.train.seed)
+    return HeldOut(TASKS[name](config.noise, len(found), config.train.seed), tuple(sorted(found)), len(categories))
 
 
 def labels_of(config: Config, categories: Categories) -> frozenset[int] | None:

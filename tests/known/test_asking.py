@@ -36,7 +36,10 @@ def test_plainly_nothing_is_told():
     look = Looks(logits(0))
     output, targets = Plain(frozenset({1, 2}))(look, TARGETS)
     assert look.told == [None] and [t.labels.tolist() for t in targets] == [[1], [2]]
-    torch.testing.assert_close(output.logits[0], logits(0))
+    torch.testing.assert_close(output.logits[0, :, :, 1:3], logits(0)[:, :, 1:3])
+    assert (output.logits[0, :, :, [0, 3]] == HIDDEN).all()
+    output, targets = Plain()(Looks(logits(0)), TARGETS)
+    assert torch.equal(output.logits[0], logits(0)) and targets == TARGETS
 
 
 def test_objects_of_the_other_classes_are_given_as_they_are():

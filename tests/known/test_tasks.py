@@ -6,6 +6,7 @@ import torch
 from dncli.config import TaskConfig
 from dncli.console import UserError
 from dncli.data.coco import Categories
+from dncli.labels.held_out import HeldOut
 from dncli.presets import load_preset
 from dncli.tasks import Detection, KnownLabels, KnownObjects, build_task
 from models.denoising.noise import NoiseConfig
@@ -23,10 +24,10 @@ def target(*labels: int, image_id: int = 1) -> Target:
 
 
 def test_objects_of_other_classes_do_not_exist_in_detection():
-    known, wanted = Detection(EXACT, CLASSES, seed=0, found=frozenset({1, 3}))([target(0, 1, 3, 2), target(0)])
+    known, wanted = HeldOut(Detection(EXACT, 2, seed=0), (1, 3), CLASSES)([target(0, 1, 3, 2), target(0)])
     assert [t.labels.tolist() for t in wanted.targets] == [[1, 3], []]
     assert known.isolated and known.denoise.labels.tolist() == [[1, 3], [CLASSES, CLASSES]]
-    assert wanted.reconstructed is wanted.targets
+    assert wanted.taught.tolist() == [False, True, False, True]
 
 
 def test_known_objects_are_told_and_the_others_wanted():
@@ -77,10 +78,14 @@ def test_an_image_without_objects_is_asked_for_any_class_and_has_none():
 def test_the_task_of_a_run_follows_its_settings():
     categories = Categories((1, 4, 9), ("cat", "dog", "cow"))
     config = tiny_config()
-    assert type(build_task(config, categories)) is Detection and build_task(config, categories).found is None
+    assert type(build_task(config, categories)) is Detection
     object.__setattr__(config, "task", TaskConfig("known_objects", ("cow", "cat")))
     task = build_task(config, categories)
     assert type(task) is KnownObjects and task.found == {0, 2}
+    for name, kind in (("detection", Detection), ("known_labels", KnownLabels)):
+        object.__setattr__(config, "task", TaskConfig(name, ("cow", "cat")))
+        task = build_task(config, categories)
+        assert type(task.task) is kind and (task.taught, task.task.num_classes, task.num_classes) == ((0, 2), 2, 3)
     object.__setattr__(config, "task", TaskConfig("detection", ("cow", "horse")))
     with pytest.raises(UserError, match="task.classes: horse: no class of the data, which has cat, dog, cow"):
         build_task(config, categories)

@@ -40,7 +40,8 @@ def test_accumulated_parts_equal_the_whole_batch():
 def test_parts_add_up_also_where_not_all_objects_are_wanted(task):
     """Each loss is divided by its own objects: those that are found, and those that are reconstructed."""
     images, targets = batch([3, 0, 4, 2])
-    asked = task(NoiseConfig(groups=2), CLASSES, seed=0, found=frozenset({0}) if task is KnownObjects else None)
+    options = {"found": frozenset({0})} if task is KnownObjects else {}
+    asked = task(NoiseConfig(groups=2), CLASSES, seed=0, **options)
     _, wanted = asked(targets)
     counts = [sum(len(t.labels) for t in objects) for objects in (wanted.targets, wanted.reconstructed)]
     assert 0 < counts[0] != counts[1] > 0
