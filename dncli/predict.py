@@ -87,7 +87,8 @@ def predict(
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}; give another folder with --out") from error
     found = sum(len(prediction["detections"]) for prediction in predictions)
-    report.say(f"{len(predictions)} images, {found} objects with a score from {threshold}: {out / 'predictions.json'}")
+    images = f"{len(predictions)} image{'' if len(predictions) == 1 else 's'}"
+    report.say(f"{images}, {found} objects with a score from {threshold}: {out / 'predictions.json'}")
     if problems:
         raise UserError(*problems)
     return predictions

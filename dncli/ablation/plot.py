@@ -6,29 +6,22 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from dncli.ablation.plan import Study
 from dncli.ablation.results import Measured, curve, scale_rows
-from dncli.files import replacing
+from dncli.analysis.output import panels, save_figure
 
 
 def plot_study(study: Study, rows: Sequence[Measured], path: Path) -> None:
     """Write the picture. Lines are means over the seeds, bands reach from the lowest to the highest."""
-    panels = 2 if study.against else 1
-    figure, axes = plt.subplots(1, panels, figsize=(6.4 * panels, 4.4), layout="constrained", squeeze=False)
-    draw_curves(axes[0, 0], rows)
+    figure, axes = panels(2 if study.against else 1, height=4.4)
+    draw_curves(axes[0], rows)
     if study.against:
-        draw_scales(axes[0, 1], study, rows)
+        draw_scales(axes[1], study, rows)
     figure.suptitle(f"Ablation: {study.title}")
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def draw_curves(axes: Axes, rows: Sequence[Measured]) -> None:

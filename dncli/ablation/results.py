@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from typing import Any, NamedTuple
 
 from dncli.ablation.plan import Row, Study
 from dncli.ablation.runs import Trial
-from dncli.files import replace_text
+from dncli.analysis.output import save_csv
 from dncli.presets import leaves
 
 IS_EPOCHS = range(2, 7)  # over which instability is averaged: later its orders mix
@@ -173,17 +171,9 @@ def write_tables(study: Study, trials: Sequence[Trial], preset: str, out: Path) 
         for trial in done
         for record in trial.records()
     ]
-    replace_text(out / "results.csv", as_csv(runs))
-    replace_text(out / "curves.csv", as_csv(epochs))
+    save_csv(out / "results.csv", runs)
+    save_csv(out / "curves.csv", epochs)
 
 
 def number(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 4)
-
-
-def as_csv(lines: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(lines[0]) if lines else [])
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()

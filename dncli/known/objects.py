@@ -11,8 +11,6 @@ groups would see each other, and with the noise of the preset; AP(Cond) is measu
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import random
 from collections.abc import Sequence
@@ -25,6 +23,7 @@ from dncli.ablation.report import as_pipes, as_table, mean_and_spread, say
 from dncli.ablation.results import percent
 from dncli.ablation.runs import Trial, check_folders, plan_trials
 from dncli.ablation.study import train_all
+from dncli.analysis.output import save_csv
 from dncli.asking import GivenObjects
 from dncli.console import UserError, console
 from dncli.data.coco import load_split, resolve_root
@@ -149,11 +148,11 @@ def show(results: Sequence[Result], split: float | None, splits: Sequence[Split]
     chosen = "\n".join(f"- seed {s.seed}: unknown are {', '.join(s.unknown)}" for s in splits)
     page = ["# Known object detection (Table 9)", about, as_pipes(COLUMNS, cells), chosen]
     replace_text(out / "known-objects.md", "\n\n".join(page) + "\n")
-    table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(("detector", "seed", "ap", "ap_cond", "run"))
-    writer.writerows((r.trial.row.name, r.trial.seed, r.ap, r.cond, r.trial.folder) for r in results)
-    replace_text(out / "known-objects.csv", table.getvalue())
+    runs = [
+        {"detector": r.trial.row.name, "seed": r.trial.seed, "ap": r.ap, "ap_cond": r.cond, "run": r.trial.folder}
+        for r in results
+    ]
+    save_csv(out / "known-objects.csv", runs)
     say(f"written to {out}: known-objects.md, known-objects.csv")
 
 
