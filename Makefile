@@ -1,8 +1,8 @@
 # make demo: a detector trained in minutes. make test: every test. make soak: a training killed 500 times at random moments.
-# Each begins with make install, into .venv.
+# make results: the studies of docs/results.md. Each begins with make install, into .venv.
 PYTHON ?= python3
 
-.PHONY: install demo test soak clean
+.PHONY: install demo test soak results clean
 
 install: .venv/installed
 
@@ -21,6 +21,24 @@ test: install
 
 soak: install
 	DNDETR_SOAK=500 .venv/bin/pytest -s tests/training/test_kills.py -k random
+
+# Two runs at once, each on one core; after an interruption the same command goes on. RUNS keeps the run folders, PAGES gets
+# the tables and pictures.
+RUNS := runs/results
+PAGES := docs/results
+DNDETR := .venv/bin/dndetr
+STUDY := --seeds 3 --jobs 2
+SHORT := train.epochs=6 train.drop_epoch=1000 data.workers=0
+
+results: install
+	$(DNDETR) ablate components --preset dn-deform-tiny $(STUDY) --out $(RUNS)/components $(SHORT)
+	$(DNDETR) ablate groups --preset dn-deform-tiny $(STUDY) --out $(RUNS)/groups $(SHORT)
+	$(DNDETR) known-objects --split 0.7 $(STUDY) --out $(RUNS)/known-objects-0.7 $(SHORT)
+	$(DNDETR) known-objects --split 0.5 $(STUDY) --out $(RUNS)/known-objects-0.5 $(SHORT)
+	for study in components groups known-objects-0.7 known-objects-0.5; do \
+	  mkdir -p $(PAGES)/$$study && cp $(RUNS)/$$study/*.md $(RUNS)/$$study/*.csv $(PAGES)/$$study; \
+	  cp $(RUNS)/$$study/*.png $(PAGES)/$$study 2>/dev/null || true; \
+	done
 
 clean:
 	rm -rf .venv build *.egg-info

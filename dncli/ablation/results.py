@@ -94,13 +94,25 @@ def comparison(claim: str, above: Measured, below: Measured, paper: float | None
         return Comparison(claim, paper, math.nan, math.nan, "not yet")
     difference = statistics.mean(above.ap) - statistics.mean(below.ap)
     noise = 2 * standard_error(above.ap, below.ap)
+    return Comparison(claim, paper, difference, noise, verdict(difference, noise, equal=equal))
+
+
+def paired(claim: str, differences: Sequence[float], paper: float | None = None) -> Comparison:
+    """Whether differences of AP, each of two runs of one seed, lie above 0."""
+    if not differences:
+        return Comparison(claim, paper, math.nan, math.nan, "not yet")
+    spread = statistics.stdev(differences) if len(differences) > 1 else math.nan
+    mean, noise = statistics.mean(differences), 2 * spread / math.sqrt(len(differences))
+    return Comparison(claim, paper, mean, noise, verdict(mean, noise))
+
+
+def verdict(difference: float, noise: float, *, equal: bool = False) -> str:
+    """One word, by the rule that stands below every table."""
     if math.isnan(noise):
-        shows = "one seed"
-    elif abs(difference) <= noise:
-        shows = "yes" if equal else "within noise"
-    else:
-        shows = "yes" if difference > 0 else "no"
-    return Comparison(claim, paper, difference, noise, shows)
+        return "one seed"
+    if abs(difference) <= noise:
+        return "yes" if equal else "within noise"
+    return "yes" if difference > 0 else "no"
 
 
 def standard_error(first: Sequence[float], second: Sequence[float]) -> float:

@@ -53,7 +53,8 @@ def known_labels(ckpt: Path, overrides: Sequence[str], *, epochs: int, out: Path
     task = from_tree(checkpoint.config, str(ckpt)).task.name
     if task != "detection":
         raise UserError(f"{ckpt}: was trained for {task}; known-labels begins with a detector (task.name=detection)")
-    out = out or Path("runs") / f"known-labels-{(ckpt.parent if ckpt.is_file() else ckpt).resolve().name}"
+    name = ckpt.parent.parent if ckpt.parent.name == "checkpoints" else ckpt.with_suffix("") if ckpt.is_file() else ckpt
+    out = out or Path("runs") / f"known-labels-{name.resolve().name}"
     resolved = load_preset(settings_file(checkpoint, out), [*tuning(checkpoint, epochs), *overrides])
     lines = measured_before(ckpt, checkpoint, resolved.config, out)
     run = Run(out / "run")
@@ -61,6 +62,8 @@ def known_labels(ckpt: Path, overrides: Sequence[str], *, epochs: int, out: Path
         train(resolved, None, resume=run.path)
     else:
         train(resolved, run.path, init_from=ckpt, trust=trust)
+    if not lines:  # not the main process
+        return []
     for record in run.records():
         done = record["epoch"]
         lines.append(Line(f"known labels, {done} epoch{'s' if done > 1 else ''}", record, PAPER.get(done, "")))
@@ -69,15 +72,17 @@ def known_labels(ckpt: Path, overrides: Sequence[str], *, epochs: int, out: Path
 
 
 def measured_before(ckpt: Path, checkpoint: Checkpoint, config: Config, out: Path) -> list[Line]:
-    """What the detector reaches before fine-tuning, measured once and kept in `out`."""
+    """What the detector reaches before fine-tuning, measured once and kept in `out`; of several processes one knows it."""
     file = out / "before.json"
-    if not file.exists():
+    kept = json.loads(file.read_text()) if file.exists() else {}
+    if not kept:
         found = labels_of(config, categories_of(checkpoint))
         asks = {NOTHING: Plain(found), ABSENT: GivenLabels(found=found, told=False), BEFORE: GivenLabels(found=found)}
         evaluations = measure(checkpoint, config, ckpt, asks)
         kept = {name: evaluation.metrics for name, evaluation in evaluations.items()}
-        replace_text(file, json.dumps(kept, indent=2) + "\n")
-    return [Line(name, metrics, PAPER.get(name, "")) for name, metrics in json.loads(file.read_text()).items()]
+        if kept:
+            replace_text(file, json.dumps(kept, indent=2) + "\n")
+    return [Line(name, metrics, PAPER.get(name, "")) for name, metrics in kept.items()]
 
 
 def settings_file(checkpoint: Checkpoint, out: Path) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from dncli.ablation.plan import read_study
 from dncli.ablation.report import show_results
-from dncli.ablation.results import Measured, compare, comparison, early_instability, measure, standard_error
+from dncli.ablation.results import Measured, compare, comparison, early_instability, measure, paired, standard_error
 from dncli.ablation.runs import plan_trials
 from tests.ablation.studies import fake, record, write_preset, write_study
 
@@ -56,6 +56,22 @@ def test_the_standard_error_of_a_difference():
 )
 def test_the_order_shows_where_the_difference_is_twice_its_standard_error(above, below, shows):
     assert comparison("", Given(*above), Given(*below)).shows == shows
+
+
+@pytest.mark.parametrize(
+    ("differences", "noise", "shows"),
+    [
+        ((3.0, 5.0), 2.0, "yes"),
+        ((-3.0, -5.0), 2.0, "no"),
+        ((-1.0, 3.0, 1.0), 4 / 3**0.5, "within noise"),
+        ((2.0,), math.nan, "one seed"),
+        ((), math.nan, "not yet"),
+    ],
+)
+def test_pairs_of_runs_are_compared_seed_by_seed(differences, noise, shows):
+    found = paired("a > b", differences, 1.5)
+    assert found.shows == shows and found.noise == pytest.approx(noise, nan_ok=True) and found.paper == 1.5
+    assert math.isnan(found.difference) if not differences else found.difference == sum(differences) / len(differences)
 
 
 @pytest.mark.parametrize(("row", "shows"), [((40, 42), "no"), ((42, 44), "yes"), ((48, 50), "yes"), ((44,), "one seed")])
