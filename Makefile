@@ -17,7 +17,7 @@ demo: install
 test: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/pytest
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile
 
 soak: install
 	DNDETR_SOAK=500 .venv/bin/pytest -s tests/training/test_kills.py -k random
