@@ -6,9 +6,8 @@ import torch
 from dncli.config import TaskConfig
 from dncli.console import UserError
 from dncli.data.coco import Categories
-from dncli.labels.held_out import HeldOut
 from dncli.presets import load_preset
-from dncli.tasks import Detection, KnownLabels, KnownObjects, build_task
+from dncli.tasks import Detection, HeldOut, KnownLabels, KnownObjects, build_task
 from models.denoising.noise import NoiseConfig
 from models.structures import Target
 from tests.training.tiny import tiny_config

@@ -9,8 +9,7 @@ import torch
 
 from dncli.config import TaskConfig
 from dncli.data.coco import Categories
-from dncli.labels.held_out import HeldOut
-from dncli.tasks import Detection, build_task
+from dncli.tasks import Detection, HeldOut, build_task
 from models.denoising.noise import NoiseConfig
 from models.labels import LabelsConfig
 from models.structures import Target
