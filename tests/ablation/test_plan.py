@@ -17,6 +17,7 @@ CHANGES = {
         "none": None,
         "without mask": {"noise.groups": 1, "noise.isolated": False},
         "label + mask": {"noise.groups": 1, "noise.center_shift": 0.0, "noise.box_scale": 0.0},
+        "without mask, 5 groups": {"noise.isolated": False},
     },
     "groups": {"no group": None, "1 group": {"noise.groups": 1}, "5 groups": {}, "10 groups": {"noise.groups": 10}},
     "noise": {
@@ -65,7 +66,7 @@ def test_every_row_differs_from_the_preset_in_exactly_what_it_names(name, tmp_pa
 @pytest.mark.parametrize(
     ("name", "preset", "numbers"),
     [
-        ("components", "dn-dab-r50-50ep", [43.4, 43.0, 42.2, 24.0, None]),
+        ("components", "dn-dab-r50-50ep", [43.4, 43.0, 42.2, 24.0, None, None]),
         ("groups", "dn-dab-r50-50ep", [42.2, 43.4, 44.1, None]),
         ("groups", "dn-dab-dc5-r50-50ep", [44.5, 45.6, 46.3, None]),
         ("groups", "dn-dab-r101-50ep", [43.5, 45.0, 45.2, None]),
@@ -115,13 +116,13 @@ def test_overrides_hold_for_all_rows_and_a_rows_own_setting_wins(tmp_path):
 
 def test_runs_have_folders_of_their_own_and_settings_that_say_where_they_come_from(tmp_path):
     _, trials = planned("components", tmp_path, overrides=["train.lr=0.5"], seeds=[3, 4])
-    assert [str(trial.folder.relative_to(tmp_path)) for trial in trials[4:7]] == [
-        "label-mask/seed-3", "box-label-mask/seed-4", "box-mask/seed-4",
+    assert [str(trial.folder.relative_to(tmp_path)) for trial in trials[5:8]] == [
+        "without-mask-5-groups/seed-3", "box-label-mask/seed-4", "box-mask/seed-4",
     ]  # fmt: skip
-    sources = trials[6].resolved.sources
+    sources = trials[7].resolved.sources
     assert sources["noise.labels"] == "presets/ablations/components.yaml:9"
     assert (sources["train.lr"], sources["data.root"]) == ("override", "presets/dn-dab-tiny.yaml:7")
-    assert trials[6].resolved.config.train.seed == 4
+    assert trials[7].resolved.config.train.seed == 4
 
 
 WRONG = """\
