@@ -46,6 +46,7 @@ def known_labels(
     ckpt: Checkpoint,
     overrides: Overrides = None,
     epochs: Annotated[int, typer.Option(min=1, metavar="N", help="Of the fine-tuning.")] = 1,
+    control: Annotated[bool, typer.Option(help="Fine-tune a second time with nothing told, to compare with.")] = True,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder; runs/known-labels-RUN by default.", show_default=False)
     ] = None,
@@ -57,4 +58,4 @@ def known_labels(
     """
     from dncli.known.labels import known_labels
 
-    known_labels(ckpt, overrides or [], epochs=epochs, out=out, trust=trust)
+    known_labels(ckpt, overrides or [], epochs=epochs, control=control, out=out, trust=trust)

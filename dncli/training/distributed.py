@@ -108,6 +108,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def launched_first() -> bool:
+    """Whether this is the first of the processes that torchrun started, also while they are not joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def all_mean(values: torch.Tensor) -> torch.Tensor:
     """The elementwise mean over the processes, the same in each."""
     if world() == 1:

@@ -97,15 +97,18 @@ def test_known_labels_are_fine_tuned_and_measured_at_every_stage(folder, detecto
     assert code == 0, errors
     page = (out / "known-labels.md").read_text()
     assert [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")] == [
-        "what is told", "---", "no labels", "no labels, absent classes left out", "known labels, before fine-tuning",
+        "what is told", "---", "no labels", "no labels, absent classes left out", "known labels",
+        "no labels, 1 epoch", "no labels, 2 epochs", "no labels, absent classes left out, 2 epochs",
         "known labels, 1 epoch", "known labels, 2 epochs",
     ]  # fmt: skip
-    tree, before = load_checkpoint(out / "run").config, load_checkpoint(detector).config
+    tree, before = load_checkpoint(out / "told").config, load_checkpoint(detector).config
+    alike = load_checkpoint(out / "control").config
+    assert {**tree, "task": None} == {**alike, "task": None} and alike["task"]["name"] == "detection"
     assert tree["task"]["name"] == "known_labels" and tree["train"]["lr"] == pytest.approx(before["train"]["lr"] / 10)
-    assert len(Run(out / "run").records()) == 2
-    code, said, _ = dndetr("known-labels", "--ckpt", detector, "--epochs", 3, "--out", out)  # goes on
-    assert code == 0 and len(Run(out / "run").records()) == 3
-    code, _, errors = dndetr("known-labels", "--ckpt", out / "run", "--out", folder / "again")
+    assert len(Run(out / "told").records()) == 2
+    code, said, _ = dndetr("known-labels", "--ckpt", detector, "--epochs", 3, "--no-control", "--out", out)  # goes on
+    assert code == 0 and len(Run(out / "told").records()) == 3
+    code, _, errors = dndetr("known-labels", "--ckpt", out / "told", "--out", folder / "again")
     assert code == 2 and "was trained for known_labels" in errors
 
 
