@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from dncli.ablation.plan import Override, Row, Study
 from dncli.ablation.report import QUESTIONS, answers, as_pipes, as_table, mean_and_spread, say
-from dncli.ablation.results import Comparison, paired, percent
+from dncli.ablation.results import Comparison, number, paired, percent
 from dncli.ablation.runs import Trial, check_folders, plan_trials
 from dncli.ablation.study import train_all
 from dncli.analysis.output import save_csv
@@ -156,7 +156,13 @@ def show(results: Sequence[Result], split: float | None, splits: Sequence[Split]
     page = ["# Known object detection (Table 9)", about, as_pipes(COLUMNS, cells), as_pipes(QUESTIONS, claims), RULE, chosen]
     replace_text(out / "known-objects.md", "\n\n".join(page) + "\n")
     runs = [
-        {"detector": r.trial.row.name, "seed": r.trial.seed, "ap": r.ap, "ap_cond": r.cond, "run": r.trial.folder}
+        {
+            "detector": r.trial.row.name,
+            "seed": r.trial.seed,
+            "ap": number(r.ap),
+            "ap_cond": r.cond and number(r.cond),
+            "run": r.trial.folder,
+        }
         for r in results
     ]
     save_csv(out / "known-objects.csv", runs)
