@@ -34,10 +34,13 @@ results: install
 	$(DNDETR) ablate components --preset dn-deform-tiny $(STUDY) --out $(RUNS)/components $(SHORT)
 	$(DNDETR) ablate groups --preset dn-deform-tiny $(STUDY) --out $(RUNS)/groups $(SHORT)
 	$(DNDETR) known-objects --split 0.7 $(STUDY) --out $(RUNS)/known-objects-0.7 $(SHORT)
-	$(DNDETR) known-objects --split 0.5 $(STUDY) --out $(RUNS)/known-objects-0.5 $(SHORT)
-	for study in components groups known-objects-0.7 known-objects-0.5; do \
-	  mkdir -p $(PAGES)/$$study && cp $(RUNS)/$$study/*.md $(RUNS)/$$study/*.csv $(PAGES)/$$study; \
-	  cp $(RUNS)/$$study/*.png $(PAGES)/$$study 2>/dev/null || true; \
+	for seed in 0 1 2; do $(DNDETR) known-labels --ckpt $(RUNS)/components/box-label-mask/seed-$$seed --epochs 2 \
+	  --out $(RUNS)/known-labels-$$seed data.workers=0 || exit; done
+	for what in is curves "anchors --images 1"; do $(DNDETR) analyze $$what --ckpt $(RUNS)/groups/5-groups/seed-0 \
+	  --ckpt $(RUNS)/groups/no-group/seed-0 --out $(PAGES)/matching || exit; done
+	for study in components groups known-objects-0.7 known-labels-0 known-labels-1 known-labels-2; do \
+	  mkdir -p $(PAGES)/$$study && cp $(RUNS)/$$study/*.md $(PAGES)/$$study || exit; \
+	  cp $(RUNS)/$$study/*.csv $(RUNS)/$$study/*.png $(PAGES)/$$study 2>/dev/null || true; \
 	done
 
 clean:
