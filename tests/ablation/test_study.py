@@ -1,6 +1,7 @@
 """What is done is not done again, what is begun is gone on with, and what does not fit is refused before anything starts."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -169,7 +170,15 @@ def test_a_run_that_fails_is_named_with_its_last_lines_and_the_others_finish(dnd
     assert "with-noise/seed-1: AP 0.500" in done.out and "the same command trains what is left" in done.out
 
 
-def test_ctrl_c_has_the_trainings_save_and_begins_no_more(dndetr, monkeypatch):
+@pytest.fixture
+def heard():
+    """Ctrl-C is heard even where the tests run in the background (`sh -c 'make test &'`)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_has_the_trainings_save_and_begins_no_more(dndetr, heard, monkeypatch):
     waiting = "trap 'echo saved; exit 143' TERM; kill -INT $PPID; for i in $(seq 500); do sleep 0.02; done"
     monkeypatch.setattr(running, "train_command", lambda trial: ["sh", "-c", waiting])
     done = dndetr("--seeds", "1", "--out", "out")
