@@ -60,6 +60,11 @@ def listen() -> None:
     logger.handlers = [ToConsole()]
 
 
+def say(text: str) -> None:
+    """Print a text to people as it is: no markup, and no line broken or cut."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 def in_one_line(text: object) -> str:
     return " ".join(str(text).split())
 

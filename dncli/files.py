@@ -9,6 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from dncli.console import UserError
+
+
+@contextmanager
+def writable(path: str | Path, remedy: str = "") -> Iterator[None]:
+    """What cannot be written in the block becomes a UserError that names `path` and says how to mend it."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{path}: cannot be written: {error.strerror or error}"
+        raise UserError(f"{problem}; {remedy}" if remedy else problem) from error
+
 
 @contextmanager
 def replacing(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:

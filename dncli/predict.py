@@ -20,7 +20,7 @@ from dncli.data.coco import Categories
 from dncli.data.images import read_image
 from dncli.data.loader import collate
 from dncli.draw import Mark, draw_marks
-from dncli.files import replace_text
+from dncli.files import replace_text, writable
 from dncli.labels.embeddings import categories_in, for_categories
 from dncli.training.checkpoint import load_checkpoint
 from dncli.training.commands import check_progressive, settings_of
@@ -71,7 +71,7 @@ def predict(
     ask = Progressive(rounds, sure, len(categories))
     predictions: list[dict[str, Any]] = []
     report = Report()
-    try:
+    with writable(out, "give another folder with --out"):
         out.mkdir(parents=True, exist_ok=True)
         for file in report.track(files, "predicting"):
             try:
@@ -84,8 +84,6 @@ def predict(
             predictions.append({"file": str(file), **size, "detections": detections})
             draw(picture, detections, categories).save(free_name(out, file.stem), quality=92)
         replace_text(out / "predictions.json", json.dumps(predictions, indent=1) + "\n")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}; give another folder with --out") from error
     found = sum(len(prediction["detections"]) for prediction in predictions)
     images = f"{len(predictions)} image{'' if len(predictions) == 1 else 's'}"
     report.say(f"{images}, {found} objects with a score from {threshold}: {out / 'predictions.json'}")

@@ -25,6 +25,11 @@ class LabelsConfig:
     __pydantic_config__ = STRICT
 
 
+def holds_embeddings(key: str) -> bool:
+    """Whether a tensor of a state dict is the vectors of the classes, which were given and not learned."""
+    return key.rpartition(".")[2] == "embeddings"
+
+
 class EmbeddedTable(nn.Module):
     """Contents of C classes and the unknown one, in the place of an `nn.Embedding`: the unknown row is learned."""
 

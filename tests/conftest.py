@@ -1,9 +1,11 @@
-"""Datasets that several tests share."""
+"""Datasets and the command, which several tests share."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -30,3 +32,26 @@ def real() -> Callable[[str], Path]:
         return REAL / name
 
     return find
+
+
+class Done(NamedTuple):
+    """What a command left: its exit code, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def main(monkeypatch, capsys) -> Callable[..., Done]:
+    """The command in this process: `main("eval", "--ckpt", path)`."""
+    from dncli import cli
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["dndetr", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return Done(stop.value.code, *capsys.readouterr())
+
+    return call

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from dncli.ablation.estimate import estimate
 from dncli.ablation.plan import read_study
-from dncli.ablation.report import command_line, say, show_plan, show_results
+from dncli.ablation.report import command_line, show_plan, show_results
 from dncli.ablation.runs import check_folders, plan_trials
 from dncli.ablation.study import RunsFailed, train_all
+from dncli.console import say
 from dncli.training.signals import Stopped
 
 

@@ -13,7 +13,7 @@ from dncli.ablation.runs import Trial
 from dncli.ablation.study import duration, threads
 from dncli.config import Config
 from dncli.console import UserError
-from dncli.tasks import Detection
+from dncli.tasks import Task, build_task
 from dncli.training import distributed
 from dncli.training.learner import Learner
 from dncli.training.prepare import build_model, load_data
@@ -63,13 +63,13 @@ def measure(config: Config, jobs: int) -> float:
         with distributed.processes(config.train.device) as device:
             data = load_data(config)
             learner = Learner(config, build_model(config, data.categories, device), device, len(data.batches))
-            task = Detection(config.noise, len(data.categories), config.train.seed)
+            task = build_task(config, data.categories)
             return len(data.batches) * statistics.median(step_seconds(learner, data.batches, task))
     finally:
         torch.set_num_threads(before)
 
 
-def step_seconds(learner: Learner, batches, task: Detection) -> list[float]:
+def step_seconds(learner: Learner, batches, task: Task) -> list[float]:
     """Seconds of the measured steps, reading the images included; of the very first one where there is time for no other."""
     batches.set_epoch(1, 0)
     learner.model.train()

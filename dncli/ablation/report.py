@@ -8,14 +8,16 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Column, Table
+from rich.markup import escape
+from rich.table import Table
 
 from dncli.ablation.plan import Study
 from dncli.ablation.plot import plot_study
 from dncli.ablation.results import RULE, Comparison, Measured, compare, measure, write_tables
 from dncli.ablation.runs import Trial
-from dncli.console import console
-from dncli.files import replace_text
+from dncli.analysis.output import table
+from dncli.console import console, say
+from dncli.files import replace_text, writable
 
 COLUMNS = ("row", "seeds", "AP", "best", "IS 2-6", "paper", "delta")
 QUESTIONS = ("the paper's order", "paper", "here", "2 s.e.", "shows")
@@ -26,14 +28,16 @@ def show_plan(study: Study, trials: Sequence[Trial], preset: str, out: Path) -> 
     heading(study, preset)
     if study.base:
         say(f"every row: {' '.join(override.text for override in study.base)}")
-    table = Table("row", "changes", *justified("epochs", "runs", "done"), box=None, padding=(0, 2, 0, 0))
+    cells = []
     for row in study.rows:
         own = [trial for trial in trials if trial.row is row]
         changes = [override.text for override in row.set]
         changes += [f"{row.epochs:g} of the epochs"] if row.epochs != 1 else []
         done = sum(trial.finished for trial in own)
-        table.add_row(row.name, " ".join(changes) or "nothing", str(own[0].epochs), str(len(own)), str(done))
-    console.print(table)
+        cells.append((row.name, " ".join(changes) or "nothing", str(own[0].epochs), str(len(own)), str(done)))
+    shown = as_table(("row", "changes", "epochs", "runs", "done"), cells)
+    shown.columns[1].justify = "left"
+    console.print(shown)
     done = sum(trial.finished for trial in trials)
     begun = sum(trial.begun for trial in trials) - done
     left = sum(trial.epochs - len(trial.records()) for trial in trials)
@@ -52,9 +56,10 @@ def show_results(study: Study, trials: Sequence[Trial], preset: str, out: Path, 
         say("")
         console.print(as_table(QUESTIONS, answers(comparisons)))
         console.print(RULE, markup=False)
-    write_tables(study, trials, preset, out)
-    plot_study(study, rows, out / "results.png")
-    replace_text(out / "results.md", as_markdown(study, rows, comparisons, preset, command))
+    with writable(out):
+        write_tables(study, trials, preset, out)
+        plot_study(study, rows, out / "results.png")
+        replace_text(out / "results.md", as_markdown(study, rows, comparisons, preset, command))
     say(f"written to {out}: results.md, results.csv, curves.csv, results.png")
 
 
@@ -102,14 +107,10 @@ def as_markdown(study: Study, rows: Sequence[Measured], comparisons: Sequence[Co
 
 
 def as_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
-    table = Table(columns[0], *justified(*columns[1:]), box=None, padding=(0, 2, 0, 0))
+    shown = table(*columns)
     for line in cells:
-        table.add_row(*line)
-    return table
-
-
-def justified(*names: str) -> list[Column]:
-    return [Column(name, justify="right") for name in names]
+        shown.add_row(*map(escape, line))
+    return shown
 
 
 def as_pipes(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
@@ -141,7 +142,3 @@ def command_line(study: str, options: dict[str, str], overrides: Sequence[str]) 
     """The command that makes this study again."""
     words = ["dndetr", "ablate", study, *(word for pair in options.items() for word in pair), *overrides]
     return shlex.join(words)
-
-
-def say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)

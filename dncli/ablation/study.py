@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import IO
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from dncli.ablation.runs import Trial
-from dncli.console import UserError, console
-from dncli.files import replace_text
+from dncli.console import UserError, console, say
+from dncli.files import replace_text, writable
 from dncli.presets import to_yaml
+from dncli.training.report import progress_bar
 from dncli.training.signals import Stop, Stopped
 
 LOOK = 0.2  # seconds between looks at the processes
@@ -56,7 +57,7 @@ def train_all(trials: Sequence[Trial], out: Path, *, jobs: int) -> None:
     Ctrl-C and SIGTERM let every training save and end, and raise Stopped. A run that fails does not stop the others;
     they raise RunsFailed at the end. Raises UserError where another process works in `out`.
     """
-    with locked(out) as lock, Stop() as stop, progress_bar() as bar:
+    with locked(out) as lock, Stop() as stop, progress_bar(console.is_terminal, SPEED_OVER) as bar:
         crew = Crew(trials, jobs, lock, bar)
         while crew.busy:
             crew.stop() if stop.number else crew.fill()
@@ -163,7 +164,7 @@ def threads(jobs: int) -> int:
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[int]:
     """The folder of a study for this process and those that it starts."""
-    try:
+    with writable(out):
         out.mkdir(parents=True, exist_ok=True)
         with open(out / ".lock", "ab") as file:
             try:
@@ -172,24 +173,6 @@ def locked(out: Path) -> Iterator[int]:
                 problem = "another study, or a training that it left behind, is at work here; wait for its end"
                 raise UserError(f"{out}: {problem}, or choose another folder with --out") from error
             yield file.fileno()
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
-
-
-def progress_bar() -> Progress:
-    """A bar for terminals, in 80 columns; nothing where output is piped."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[status]}"),
-        console=console,
-        transient=True,
-        expand=True,
-        disable=not console.is_terminal,
-        speed_estimate_period=SPEED_OVER,
-    )
 
 
 def outcome(records: Sequence[dict]) -> str:
@@ -212,7 +195,3 @@ def failure(trial: Trial, code: int) -> list[str]:
         f"{trial.name}: the training failed with exit code {code}; the end of {trial.log}:",
         *(f"  {line}" for line in said),
     ]
-
-
-def say(text: str) -> None:
-    console.print(text, markup=False, soft_wrap=True)

@@ -15,18 +15,16 @@ from matplotlib.ticker import MaxNLocator
 from rich.markup import escape
 from rich.table import Table
 
-from dncli.console import UserError, console
-from dncli.files import replace_bytes, replace_text
+from dncli.console import console
+from dncli.files import replace_bytes, replace_text, writable
 
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[Path]:
     """The folder, made where it is missing. What cannot be written becomes a UserError."""
-    try:
+    with writable(folder, "give another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror or error}; give another folder with --out") from error
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dncli.cli.options import Overrides, preset_names
-from dncli.console import UserError, console, fail
+from dncli.console import UserError, console, fail, say
 
 EXIT_PROBLEMS = 1
 
@@ -26,7 +26,7 @@ def presets(
     from dncli import presets as library
 
     if name is not None:
-        return console.print(library.to_yaml(library.load_preset(name)), markup=False, soft_wrap=True)
+        return say(library.to_yaml(library.load_preset(name)))
     from rich.table import Table
 
     table = Table("preset", "AP", "what it is", box=None, padding=(0, 2, 0, 0))
@@ -66,7 +66,7 @@ def doctor(
     if replay is not None:
         from dncli.training.incidents import replay as compute_again
 
-        return console.print("\n".join(compute_again(replay)), markup=False, soft_wrap=True)
+        return say("\n".join(compute_again(replay)))
     from models.native import CHOICES
 
     if op not in CHOICES:
@@ -74,7 +74,7 @@ def doctor(
     from dncli.doctor import doctor
 
     findings, problems = doctor(op)
-    console.print(findings, markup=False, soft_wrap=True)
+    say(findings)
     if problems:
         fail(*problems)
         raise typer.Exit(EXIT_PROBLEMS)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dncli.console import console
+from dncli.console import say
 
 EXIT_DEFECTS = 1
 
@@ -29,7 +29,7 @@ def shapes(
     from dncli.data.shapes import make_shapes
 
     make_shapes(out, train=train, val=val, size=size, seed=seed)
-    console.print(f"{out}: {train} training and {val} validation images", markup=False, soft_wrap=True)
+    say(f"{out}: {train} training and {val} validation images")
 
 
 @app.command()
@@ -47,6 +47,6 @@ def check(
     from dncli.training.report import Report
 
     report = check_dataset(root, queries, track=lambda images: Report().track(images, "opening images"))
-    console.print("\n".join(lines(report)), markup=False, soft_wrap=True)
+    say("\n".join(lines(report)))
     if report.defects:
         raise typer.Exit(EXIT_DEFECTS)

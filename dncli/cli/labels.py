@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dncli.cli.options import Checkpoint, Overrides, TrustPickle
-from dncli.console import UserError, console
+from dncli.console import UserError, say
 
 app = typer.Typer(no_args_is_help=True, help="Embed the names of classes, or find out which classes an image has.")
 
@@ -34,7 +34,7 @@ def embed(
 
     vectors = embed_names([*(class_names(data) if data else ()), *(names or ())])
     write_vectors(out, vectors, {"model": MODEL})
-    console.print(f"{out}: {len(vectors)} classes; train with: labels.embeddings={out}", markup=False, soft_wrap=True)
+    say(f"{out}: {len(vectors)} classes; train with: labels.embeddings={out}")
 
 
 @app.command()

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from dncli.console import UserError, console
+from dncli.console import UserError, say
+from dncli.files import writable
 from models.cache import cache_folder
 
 VERSION = 1  # of the drawing: another one is another dataset
@@ -47,14 +48,13 @@ def make_shapes(out: str | Path, *, train: int = 2000, val: int = 200, size: int
         )
     draft = out.parent / f".{out.name}-{secrets.token_hex(4)}"
     try:
-        (draft / "annotations").mkdir(parents=True)
-        for number, (split, images) in enumerate({"train": train, "val": val}.items()):
-            (draft / split).mkdir()
-            content = json.dumps(write_split(draft / split, images, size, (seed, number)))
-            (draft / "annotations" / f"instances_{split}.json").write_text(content)
-        draft.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+        with writable(out):
+            (draft / "annotations").mkdir(parents=True)
+            for number, (split, images) in enumerate({"train": train, "val": val}.items()):
+                (draft / split).mkdir()
+                content = json.dumps(write_split(draft / split, images, size, (seed, number)))
+                (draft / "annotations" / f"instances_{split}.json").write_text(content)
+            draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -68,7 +68,7 @@ def shapes_root(**parameters: int) -> Path:
     name = "-".join(["shapes", f"v{VERSION}", *(f"{key}{value}" for key, value in values.items())])
     root = cache_folder() / name
     if not root.is_dir():
-        console.print(f"making the shapes dataset in {root}: once, in some 20 seconds", markup=False, soft_wrap=True)
+        say(f"making the shapes dataset in {root}: once, in some 20 seconds")
         try:
             make_shapes(root, **values)
         except UserError as error:

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dncli.ablation.report import as_pipes, as_table, say
+from dncli.ablation.report import as_pipes, as_table
 from dncli.ablation.results import percent
 from dncli.asking import Ask, GivenLabels, Plain
 from dncli.config import Config
-from dncli.console import UserError, console
-from dncli.files import replace_text
+from dncli.console import UserError, console, say
+from dncli.files import replace_text, writable
 from dncli.presets import Resolved, from_tree, load_preset
 from dncli.settings import dump
 from dncli.tasks import labels_of
@@ -98,15 +98,17 @@ def measured(file: Path, source: Path, checkpoint: Checkpoint, config: Config, a
     if not kept:
         kept = {name: evaluation.metrics for name, evaluation in measure(checkpoint, config, source, asks).items()}
         if kept:
-            replace_text(file, json.dumps(kept, indent=2) + "\n")
+            with writable(file):
+                replace_text(file, json.dumps(kept, indent=2) + "\n")
     return [Line(name, metrics) for name, metrics in kept.items()]
 
 
 def settings_file(checkpoint: Checkpoint, out: Path) -> Path:
     """The settings of the detector, as a preset."""
     file = out / "detector.yaml"
-    out.mkdir(parents=True, exist_ok=True)
-    replace_text(file, dump(checkpoint.config))
+    with writable(out):
+        out.mkdir(parents=True, exist_ok=True)
+        replace_text(file, dump(checkpoint.config))
     return file
 
 

@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dncli.ablation.plan import Override, Row, Study
-from dncli.ablation.report import QUESTIONS, answers, as_pipes, as_table, mean_and_spread, say
+from dncli.ablation.report import QUESTIONS, answers, as_pipes, as_table, mean_and_spread
 from dncli.ablation.results import Comparison, number, paired, percent
 from dncli.ablation.runs import Trial, check_folders, plan_trials
 from dncli.ablation.study import train_all
 from dncli.analysis.output import save_csv
 from dncli.asking import GivenObjects
-from dncli.console import UserError, console
+from dncli.console import UserError, console, say
 from dncli.data.coco import load_split, resolve_root
-from dncli.files import replace_text
+from dncli.files import replace_text, writable
 from dncli.presets import from_tree, load_preset
 from dncli.settings import Place
 from dncli.tasks import labels_of
@@ -154,7 +154,6 @@ def show(results: Sequence[Result], split: float | None, splits: Sequence[Split]
     about = "AP in percent on the unknown classes, after the last epoch: mean and sample standard deviation over the seeds."
     chosen = "\n".join(f"- seed {s.seed}: unknown are {', '.join(s.unknown)}" for s in splits)
     page = ["# Known object detection (Table 9)", about, as_pipes(COLUMNS, cells), as_pipes(QUESTIONS, claims), RULE, chosen]
-    replace_text(out / "known-objects.md", "\n\n".join(page) + "\n")
     runs = [
         {
             "detector": r.trial.row.name,
@@ -165,7 +164,9 @@ def show(results: Sequence[Result], split: float | None, splits: Sequence[Split]
         }
         for r in results
     ]
-    save_csv(out / "known-objects.csv", runs)
+    with writable(out):
+        replace_text(out / "known-objects.md", "\n\n".join(page) + "\n")
+        save_csv(out / "known-objects.csv", runs)
     say(f"written to {out}: known-objects.md, known-objects.csv")
 
 

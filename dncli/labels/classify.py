@@ -19,7 +19,7 @@ from dncli.config import Config
 from dncli.console import UserError
 from dncli.data.coco import Split, load_split, resolve_root
 from dncli.data.loader import Batches, DetectionDataset, Part, eval_loader
-from dncli.files import replace_text
+from dncli.files import replace_text, writable
 from dncli.training.checkpoint import load_checkpoint
 from dncli.training.commands import settings_of
 from dncli.training.distributed import choose_device
@@ -160,8 +160,6 @@ def summary(about: dict[str, Any], images: int, out: Path) -> str:
 
 
 def write(out: Path, found: dict[str, Any]) -> None:
-    try:
+    with writable(out, "give another file with --out"):
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps(found) + "\n")
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}; give another file with --out") from error

@@ -14,11 +14,10 @@ from torch import Tensor
 from dncli.config import Config
 from dncli.console import UserError
 from dncli.data.coco import Categories
-from dncli.files import replace_bytes
+from dncli.files import replace_bytes, writable
 from dncli.training.checkpoint import Checkpoint
-from models.labels import unit
+from models.labels import holds_embeddings, unit
 
-BUFFER = "embeddings"  # last part of the name of every tensor of a detector that holds them
 SHOWN = 10  # missing names that an error lists
 
 
@@ -33,10 +32,6 @@ def class_embeddings(config: Config, names: Sequence[str], checkpoint: Checkpoin
 def stored_embeddings(weights: Mapping[str, Tensor]) -> Tensor | None:
     """(C, E) of the detector that has these weights; None where its classes are learned."""
     return next((tensor for key, tensor in weights.items() if holds_embeddings(key)), None)
-
-
-def holds_embeddings(key: str) -> bool:
-    return key.rpartition(".")[2] == BUFFER
 
 
 def for_categories(checkpoint: Checkpoint, categories: Categories, file: str | Path) -> Checkpoint:
@@ -115,11 +110,9 @@ def read_vectors(file: str | Path) -> dict[str, Tensor]:
 def write_vectors(file: str | Path, vectors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
     """Write a file that labels.embeddings can name. Raises UserError where it cannot be written."""
     content = safetensors().torch.save(dict(vectors), dict(about))
-    try:
+    with writable(file, "give another file with --out"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(Path(file), content)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written: {error.strerror or error}; give another file with --out") from error
 
 
 def safetensors() -> ModuleType:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dncli.console import UserError
 from dncli.training.values import Damaged, load_values, save_values
+from models.labels import holds_embeddings
 
 FORMAT = 2
 NAMES = ("last.pt", "previous.pt", "best.pt")  # of the checkpoints of a run
@@ -132,7 +133,7 @@ def for_classes(checkpoint: Checkpoint, names: Sequence[str], born: Mapping[str,
     (labels.embeddings) are those of `born`: they were given, not learned.
     """
     theirs = checkpoint.category_names
-    given = {key: tensor for key, tensor in born.items() if key.endswith(".embeddings")}
+    given = {key: tensor for key, tensor in born.items() if holds_embeddings(key)}
     if list(names) == theirs:
         return {**checkpoint.weights, **given}
     known = [(theirs.index(name), row) for row, name in enumerate(names) if name in theirs]

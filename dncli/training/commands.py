@@ -11,7 +11,7 @@ from dncli.asking import Ask, GivenLabels, Plain, Progressive, build_ask
 from dncli.config import Config
 from dncli.console import UserError, in_one_line
 from dncli.data.coco import Categories, load_split, resolve_root
-from dncli.files import replace_text
+from dncli.files import replace_text, writable
 from dncli.labels.embeddings import for_categories
 from dncli.presets import from_tree, leaves, validated
 from dncli.settings import Place, Setting, is_among, merge, parse_override
@@ -24,13 +24,7 @@ from dncli.training.prepare import categories_of, load_detector, load_validation
 from dncli.training.report import Report, coco_table
 from models.matcher import Matcher
 
-OPEN = (
-    "data",
-    "eval",
-    "task.classes",
-    "train.device",
-    "op",
-)  # what an evaluation may change of a checkpoint's settings
+OPEN = ("data", "eval", "task.classes", "train.device", "op")  # what an evaluation may change of a checkpoint's settings
 
 
 @dataclass(frozen=True)
@@ -57,12 +51,15 @@ class Telling:
         return None
 
 
+NOTHING = Telling()
+
+
 def evaluate_command(
     ckpt: str | Path,
     overrides: Sequence[str] = (),
     json_path: str | Path | None = None,
     *,
-    telling: Telling | None = None,
+    telling: Telling = NOTHING,
     embeddings: str | Path | None = None,
     trust: bool = False,
 ) -> dict[str, float | None]:
@@ -80,12 +77,10 @@ def evaluate_command(
         classes = load_split(resolve_root(config.data.root), "val").categories
         checkpoint = for_categories(checkpoint, classes, embeddings)
     categories = categories_of(checkpoint)
-    told = telling and telling.ask(checkpoint, config)
-    asks = (
-        {"nothing told": Plain(labels_of(config, categories)), told[0]: told[1]}
-        if told
-        else {"": build_ask(config, categories)}
-    )
+    told = telling.ask(checkpoint, config)
+    asks = {"": build_ask(config, categories)}
+    if told:
+        asks = {"nothing told": Plain(labels_of(config, categories)), told[0]: told[1]}
     found = measure(checkpoint, config, ckpt, asks)
     if not found:
         return {}
@@ -186,8 +181,6 @@ def settings_of(checkpoint: Checkpoint, overrides: Sequence[str], source: str | 
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from dncli.config import Config
-from dncli.console import console
+from dncli.console import console, say
 from dncli.data.coco import Split
 from dncli.training import distributed
 from dncli.training.prepare import Data, samples, shorten
@@ -48,7 +48,7 @@ class Report:
     def say(self, text: str) -> None:
         if not distributed.is_main():
             return
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(text)
         if self.log is not None:
             with contextlib.suppress(OSError), open(self.log, "a") as file:  # a full disk must not hide what is said of it
                 file.write(text + "\n")
@@ -62,18 +62,23 @@ class Report:
                 progress.advance(bar)
 
     def progress(self) -> Progress:
-        """A bar for terminals; nothing where output is piped."""
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),  # what the rest leaves of the line: it fits into 80 columns
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[status]}"),
-            console=console,
-            transient=True,
-            expand=True,
-            disable=not (console.is_terminal and distributed.is_main()),
-        )
+        return progress_bar(console.is_terminal and distributed.is_main())
+
+
+def progress_bar(shown: bool, speed_over: float = 30.0) -> Progress:
+    """A bar for terminals, whose speed is a mean over so many seconds; nothing where output is piped."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),  # what the rest leaves of the line: it fits into 80 columns
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[status]}"),
+        console=console,
+        transient=True,
+        expand=True,
+        disable=not shown,
+        speed_estimate_period=speed_over,
+    )
 
 
 class Waiting(Iterable[T]):

@@ -8,14 +8,14 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dncli.analysis.instability import Matches, load_matches, save_matches
 from dncli.console import UserError
-from dncli.files import nearest_folder, replace_text
+from dncli.files import nearest_folder, replace_text, writable
 from dncli.settings import dump
 from dncli.training.checkpoint import NAMES, Checkpoint, save_checkpoint
 from dncli.training.environment import environment
@@ -79,16 +79,9 @@ class Run:
         """COCO results of the best epoch."""
         return self.path / "eval" / "detections.json"
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """What cannot be written becomes a UserError. The checkpoints that were there are there still."""
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"{self.path}: cannot be written: {error.strerror or error}; make room, then go on with: "
-                f"dndetr train --resume {self.path}"
-            ) from error
+        return writable(self.path, f"make room, then go on with: dndetr train --resume {self.path}")
 
     def matches(self, epoch: int) -> Path:
         return self.path / "matches" / f"epoch_{epoch:03d}.npz"
@@ -133,7 +126,7 @@ def create_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
     check_free(path, overwrite=overwrite)
     probe(nearest_folder(path), room)
     run = Run(path)
-    try:
+    with writable(path, "choose another folder with --out"):
         path.mkdir(parents=True, exist_ok=True)
         (path / UNFINISHED).touch()
         (path / "config.yaml").unlink(missing_ok=True)  # from here on there is nothing to resume
@@ -146,8 +139,6 @@ def create_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
         save_checkpoint(run.last, checkpoint)
         replace_text(path / "config.yaml", dump(tree))
         (path / UNFINISHED).unlink()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another folder with --out") from error
     return run
 
 
@@ -160,7 +151,7 @@ def reopen_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
     replaced = [run.last.with_name(name).stat() for name in NAMES if run.last.with_name(name).exists()]
     kept = {file.st_ino: file.st_size for file in replaced}  # names of one file count once
     probe(path, max(room - sum(kept.values()), room // CHECKPOINTS_AT_ONCE))
-    try:
+    with writable(path):
         replace_text(path / NEXT_SETTINGS, dump(tree))
         save_checkpoint(run.last, replace(checkpoint, config=tree))
         (path / UNFINISHED).unlink(missing_ok=True)  # all that was left to do was to take the mark away
@@ -171,8 +162,6 @@ def reopen_run(path: Path, tree: dict[str, Any], checkpoint: Checkpoint, *, room
         for file in (*(path / "matches").glob("epoch_*.npz"), *(path / "checkpoints").glob("epoch_*.pt")):
             if int(file.stem.removeprefix("epoch_")) > epoch:
                 file.unlink()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     return run
 
 

@@ -2,13 +2,10 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from dncli import cli
 from dncli.ablation import study as running
 from dncli.ablation.estimate import estimate
 from dncli.ablation.plan import read_study
@@ -114,7 +111,7 @@ def test_jobs_share_the_cores_and_the_gpus(monkeypatch):
 
 
 @pytest.fixture
-def dndetr(tmp_path, monkeypatch, capsys):
+def dndetr(main, tmp_path, monkeypatch):
     """`dndetr ablate mine.yaml ...` in this process, in a folder with a small dataset: (code, out, err)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -122,14 +119,7 @@ def dndetr(tmp_path, monkeypatch, capsys):
     write_preset(tmp_path, write_dataset(tmp_path / "data", train=8, val=4), epochs=1)
     write_study(tmp_path)
 
-    def call(*arguments: str) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["dndetr", "ablate", "mine.yaml", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=stop.value.code, out=out, err=err)
-
-    return call
+    return lambda *arguments: main("ablate", "mine.yaml", *arguments)
 
 
 def test_a_dry_run_writes_nothing(dndetr):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from dncli import cli
 from dncli.training import epochs
 from dncli.training.loop import train
 from tests.training.tiny import resolved, tiny_config, write_dataset
@@ -31,17 +28,3 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """Trainings draw most of the time where there is so little to train."""
     for name in ("plot_run", "draw_samples"):
         patch.setattr(epochs, name, lambda *arguments: None)
-
-
-@pytest.fixture
-def main(monkeypatch, capsys):
-    """The command in this process: (code, out, err)."""
-
-    def call(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["dndetr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=stop.value.code, out=out, err=err)
-
-    return call

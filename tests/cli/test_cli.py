@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 
 from dncli import __version__, cli
 from dncli.presets import list_presets, load_preset
@@ -21,6 +22,8 @@ COMMANDS = [
     "eval",
     "predict",
     "ablate",
+    "known-objects",
+    "known-labels",
     "presets",
     "info",
     "doctor",
@@ -55,18 +58,10 @@ def dndetr(*arguments: str, cwd: Path) -> SimpleNamespace:
 
 
 @pytest.fixture
-def main(monkeypatch, capsys, tmp_path):
-    """The command in this process, in an empty folder: (code, out, err)."""
+def main(main, monkeypatch, tmp_path):
+    """The command, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["dndetr", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=stop.value.code, out=out, err=err)
-
-    return call
+    return main
 
 
 # help
@@ -121,6 +116,15 @@ def test_help_names_every_option(command, options, main):
     assert not [option for option in options.split() if option not in done.out]
 
 
+def test_every_command_is_looked_at_here():
+    def names(command, path: tuple[str, ...] = ()) -> list[str]:
+        inner = getattr(command, "commands", {})
+        shown = [(name, each) for name, each in inner.items() if not each.hidden]
+        return [" ".join(path), *(name for own, each in shown for name in names(each, (*path, own)))]
+
+    assert sorted(names(typer.main.get_command(cli.app))) == sorted(COMMANDS)
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("", "analyze", "data", "labels")])
 def test_help_shows_an_example_that_the_command_understands(command, main, monkeypatch):
     example = re.search(r"Example: dndetr (.*?)\s*$", main(*command.split(), "--help").out, re.MULTILINE)[1].split()
@@ -128,7 +132,7 @@ def test_help_shows_an_example_that_the_command_understands(command, main, monke
     groups = [cli.app, *(group.typer_instance for group in cli.app.registered_groups)]
     for leaf in [leaf for group in groups for leaf in group.registered_commands]:
         monkeypatch.setattr(leaf, "callback", silent(leaf.callback))
-    assert main(*example) == SimpleNamespace(code=0, out="", err="")
+    assert main(*example) == (0, "", "")
 
 
 def silent(function):
@@ -156,7 +160,7 @@ def test_a_group_without_command_shows_its_help(main):
 
 
 def test_the_version(main):
-    assert main("--version") == SimpleNamespace(code=0, out=f"dndetr {__version__}\n", err="")
+    assert main("--version") == (0, f"dndetr {__version__}\n", "")
 
 
 # mistakes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dncli import cli, doctor
+from dncli import doctor
 from models import native
 
 ROOT = Path(__file__).parents[2]
@@ -120,18 +120,12 @@ def test_a_container_may_allow_fewer_cores_than_there_are(monkeypatch, tmp_path,
     assert doctor.cores() == cores
 
 
-def test_problems_are_told_on_stderr_with_exit_code_1(healthy, monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dndetr", "doctor", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, capsys.readouterr()
-
-    code, said = run()
-    assert (code, said.err) == (0, "")
+def test_problems_are_told_on_stderr_with_exit_code_1(healthy, main, monkeypatch):
+    done = main("doctor")
+    assert (done.code, done.err) == (0, "")
     monkeypatch.setattr(doctor, "open_files", lambda: 64)
-    code, said = run()
-    assert code == 1
-    assert said.err == "at most 64 files may be open, workers need more; raise it (ulimit -n 4096)\n"
-    code, said = run("--op", "fast")
-    assert (code, said.out, said.err) == (2, "", "--op must be auto or native or torch, got 'fast'\n")
+    done = main("doctor")
+    assert done.code == 1
+    assert done.err == "at most 64 files may be open, workers need more; raise it (ulimit -n 4096)\n"
+    done = main("doctor", "--op", "fast")
+    assert done == (2, "", "--op must be auto or native or torch, got 'fast'\n")

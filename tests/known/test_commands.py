@@ -2,11 +2,9 @@
 
 import csv
 import json
-import sys
 
 import pytest
 
-from dncli import cli
 from dncli.console import UserError
 from dncli.known.objects import choose
 from dncli.presets import to_tree
@@ -27,20 +25,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def dndetr(monkeypatch, capsys):
-    """Run the command: its exit code, and what it printed to the console and to errors."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dndetr", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def detector(folder):
     """A trained run, and one that learned to use known objects of any class."""
@@ -52,11 +36,11 @@ def detector(folder):
     return folder / "run"
 
 
-def test_known_objects_are_a_study_of_three_detectors(folder, dndetr):
+def test_known_objects_are_a_study_of_three_detectors(folder, main):
     words = ("known-objects", "--split", "0.7", "--preset", folder / "tiny.yaml", "--out", folder / "objects")
-    code, said, _ = dndetr(*words, "--dry-run")
+    code, said, _ = main(*words, "--dry-run")
     assert code == 0 and "unknown green; known red, blue" in said and not (folder / "objects").exists()
-    code, said, errors = dndetr(*words)
+    code, said, errors = main(*words)
     assert code == 0, errors
     rows = list(csv.DictReader((folder / "objects" / "known-objects.csv").open()))
     assert [row["detector"] for row in rows] == [
@@ -70,7 +54,7 @@ def test_known_objects_are_a_study_of_three_detectors(folder, dndetr):
     assert [tree["noise"] and tree["noise"]["groups"] for tree in tasks] == [None, 1, 1]
     assert "one seed" in said and "| 42.1 |" in (folder / "objects" / "known-objects.md").read_text()
     before = [load_checkpoint(row["run"]).step for row in rows]
-    code, said, _ = dndetr(*words)  # nothing is trained or measured again
+    code, said, _ = main(*words)  # nothing is trained or measured again
     assert code == 0 and "3 of them finished" in said and "evaluation" not in said
     assert [load_checkpoint(row["run"]).step for row in rows] == before
 
@@ -86,14 +70,14 @@ def test_classes_are_split_by_the_seed(split, known):
         choose(names, split, names, 0)
 
 
-def test_unknown_classes_must_be_classes(folder, dndetr):
-    code, _, errors = dndetr("known-objects", "--unknown", "green,pink", "--preset", folder / "tiny.yaml")
+def test_unknown_classes_must_be_classes(folder, main):
+    code, _, errors = main("known-objects", "--unknown", "green,pink", "--preset", folder / "tiny.yaml")
     assert code == 2 and errors == "--unknown pink: no class of the data, which has red, green, blue\n"
 
 
-def test_known_labels_are_fine_tuned_and_measured_at_every_stage(folder, detector, dndetr):
+def test_known_labels_are_fine_tuned_and_measured_at_every_stage(folder, detector, main):
     out = folder / "labels"
-    code, said, errors = dndetr("known-labels", "--ckpt", detector, "--epochs", 2, "--out", out)
+    code, said, errors = main("known-labels", "--ckpt", detector, "--epochs", 2, "--out", out)
     assert code == 0, errors
     page = (out / "known-labels.md").read_text()
     assert [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")] == [
@@ -106,18 +90,18 @@ def test_known_labels_are_fine_tuned_and_measured_at_every_stage(folder, detecto
     assert {**tree, "task": None} == {**alike, "task": None} and alike["task"]["name"] == "detection"
     assert tree["task"]["name"] == "known_labels" and tree["train"]["lr"] == pytest.approx(before["train"]["lr"] / 10)
     assert len(Run(out / "told").records()) == 2
-    code, said, _ = dndetr("known-labels", "--ckpt", detector, "--epochs", 3, "--no-control", "--out", out)  # goes on
+    code, said, _ = main("known-labels", "--ckpt", detector, "--epochs", 3, "--no-control", "--out", out)  # goes on
     assert code == 0 and len(Run(out / "told").records()) == 3
-    code, _, errors = dndetr("known-labels", "--ckpt", out / "told", "--out", folder / "again")
+    code, _, errors = main("known-labels", "--ckpt", out / "told", "--out", folder / "again")
     assert code == 2 and "was trained for known_labels" in errors
 
 
-def test_labels_from_a_file_are_told(folder, detector, dndetr):
+def test_labels_from_a_file_are_told(folder, detector, main):
     ids = [image["id"] for image in json.loads((folder / "data/annotations/instances_val.json").read_text())["images"]]
     file = folder / "said.json"
     file.write_text(json.dumps({"classes": ["green", "red"], "images": {str(i): [0.9, 0.4] for i in ids}}))
     options = ("eval", "--ckpt", detector, "--labels-from", file, "--json", folder / "eval.json")
-    code, said, errors = dndetr(*options)
+    code, said, errors = main(*options)
     assert code == 0, errors
     assert "nothing told" in said and f"labels of {file}" in said
     content = json.loads((folder / "eval.json").read_text())
@@ -128,31 +112,31 @@ def test_labels_from_a_file_are_told(folder, detector, dndetr):
         ("[]", "not a file of image labels"),
     ):
         file.write_text(text)
-        code, _, errors = dndetr(*options)
+        code, _, errors = main(*options)
         assert code == 2 and sentence in errors, text
-    code, _, errors = dndetr(*options[:4], folder / "nothing.json")
+    code, _, errors = main(*options[:4], folder / "nothing.json")
     assert code == 2 and "cannot be read" in errors
 
 
-def test_progressive_inference_needs_a_detector_that_can_use_what_it_is_told(folder, detector, dndetr):
-    code, _, errors = dndetr("eval", "--ckpt", detector, "--progressive", 2)
+def test_progressive_inference_needs_a_detector_that_can_use_what_it_is_told(folder, detector, main):
+    code, _, errors = main("eval", "--ckpt", detector, "--progressive", 2)
     assert code == 2 and "task.name=known_objects" in errors
     options = ("--ckpt", folder / "knowing", "--progressive", 2, "--sure", 0.01)
-    code, said, errors = dndetr("eval", *options, "--json", folder / "progressive.json")
+    code, said, errors = main("eval", *options, "--json", folder / "progressive.json")
     assert code == 0, errors
     assert "2 rounds from a score of 0.01" in said and "with 2 rounds" in said
     picture = next((folder / "data" / "val").iterdir())
-    code, _, errors = dndetr("predict", *options, "--threshold", 0, "--out", folder / "rounds", picture)
+    code, _, errors = main("predict", *options, "--threshold", 0, "--out", folder / "rounds", picture)
     assert code == 0, errors
-    code, _, errors = dndetr("predict", "--ckpt", folder / "knowing", "--threshold", 0, "--out", folder / "plain", picture)
+    code, _, errors = main("predict", "--ckpt", folder / "knowing", "--threshold", 0, "--out", folder / "plain", picture)
     rounds, plain = (json.loads((folder / name / "predictions.json").read_text()) for name in ("rounds", "plain"))
     assert rounds != plain
-    code, _, errors = dndetr("predict", "--ckpt", detector, "--progressive", 1, "--out", folder / "no", picture)
+    code, _, errors = main("predict", "--ckpt", detector, "--progressive", 1, "--out", folder / "no", picture)
     assert code == 2 and "task.name=known_objects" in errors
 
 
-def test_a_part_of_the_classes_can_be_evaluated(detector, dndetr, tmp_path):
-    code, _, errors = dndetr("eval", "--ckpt", detector, "task.classes=[green]", "--json", tmp_path / "green.json")
+def test_a_part_of_the_classes_can_be_evaluated(detector, main, tmp_path):
+    code, _, errors = main("eval", "--ckpt", detector, "task.classes=[green]", "--json", tmp_path / "green.json")
     assert code == 0, errors
-    code, _, errors = dndetr("eval", "--ckpt", detector, "task.classes=[pink]")
+    code, _, errors = main("eval", "--ckpt", detector, "task.classes=[pink]")
     assert code == 2 and "task.classes: pink: no class of the data" in errors

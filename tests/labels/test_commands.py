@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dncli import cli
 from dncli.config import TaskConfig
 from dncli.info import info
 from dncli.labels import text
@@ -48,19 +46,10 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture
-def main(monkeypatch, capsys, tmp_path):
-    """The command in this process, in an empty folder: (code, out, err)."""
+def main(main, monkeypatch, tmp_path):
+    """The command, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["dndetr", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        return SimpleNamespace(code=stop.value.code, out=out, err=err)
-
-    return call
+    return main
 
 
 def test_a_checkpoint_needs_no_file_to_be_evaluated(work, main, tmp_path):

@@ -6,14 +6,12 @@ import os
 import pickle
 import random
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from dncli import cli
 from dncli.console import UserError
 from dncli.presets import from_tree
 from dncli.training.checkpoint import (
@@ -235,20 +233,14 @@ def test_a_checkpoint_of_another_architecture_names_the_previous_one(run, tmp_pa
     assert load_checkpoint(last).epoch == 1  # untouched
 
 
-def test_the_command_opens_foreign_checkpoints_only_with_trust(run, tmp_path, monkeypatch, capsys):
-    def dndetr(*arguments):
-        monkeypatch.setattr(sys, "argv", ["dndetr", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        return stop.value.code, capsys.readouterr()
-
+def test_the_command_opens_foreign_checkpoints_only_with_trust(run, main, tmp_path):
     path, marker = tmp_path / "foreign.pt", tmp_path / "ran"
     values = vars(load_checkpoint(run))
     torch.save(values | {"begun": {"x": Marker(marker)}}, path)
     command = ("eval", "--ckpt", path, "--json", tmp_path / "found.json", "data.workers=0")
-    code, shown = dndetr(*command)
-    assert (code, shown.err.count("\n"), marker.exists()) == (2, 1, False)
-    assert "--trust-pickle" in shown.err
-    code, shown = dndetr(*command, "--trust-pickle")
-    assert (code, shown.err, marker.exists()) == (0, "", True)
+    done = main(*command)
+    assert (done.code, done.err.count("\n"), marker.exists()) == (2, 1, False)
+    assert "--trust-pickle" in done.err
+    done = main(*command, "--trust-pickle")
+    assert (done.code, done.err, marker.exists()) == (0, "", True)
     assert json.loads((tmp_path / "found.json").read_text())["epoch"] == values["epoch"]
