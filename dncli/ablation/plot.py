@@ -1,4 +1,4 @@
-"""The picture of a study: AP over epochs, a colour a row, and AP against a scale where the study is about scales."""
+"""The picture of a study: AP, IS and anchor distance over epochs, a colour a row, and AP against scales if it has any."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ from dncli.analysis.output import panels, save_figure
 
 def plot_study(study: Study, rows: Sequence[Measured], path: Path) -> None:
     """Write the picture. Lines are means over the seeds, bands reach from the lowest to the highest."""
-    figure, axes = panels(2 if study.against else 1, height=4.4)
-    draw_curves(axes[0], rows)
+    figure, axes = panels(len(CURVES) + bool(study.against), width=5.2, height=4.4)
+    for place, (key, label, title) in zip(axes, CURVES, strict=False):
+        draw_curves(place, rows, key)
+        place.set(xlabel="epoch", ylabel=label, title=title)
     if study.against:
-        draw_scales(axes[1], study, rows)
+        draw_scales(axes[-1], study, rows)
     figure.suptitle(f"Ablation: {study.title}")
     save_figure(figure, path)
 
 
-def draw_curves(axes: Axes, rows: Sequence[Measured]) -> None:
+CURVES = (
+    ("ap", "AP (%)", "validation AP, in brackets: seeds"),
+    ("instability", "IS", "instability of matching"),
+    ("anchor_distance", "l1 distance", "initial anchors to what they match"),
+)
+
+
+def draw_curves(axes: Axes, rows: Sequence[Measured], key: str) -> None:
     for row in rows:
-        curves = [curve(trial) for trial in row.trials]
+        curves = [curve(trial, key) for trial in row.trials]
         epochs = sorted(set.intersection(*map(set, curves))) if curves else []
-        draw_band(axes, epochs, [[aps[epoch] for aps in curves] for epoch in epochs], f"{row.row.name} ({len(curves)})")
-    axes.set(xlabel="epoch", ylabel="AP (%)", title="validation AP, in brackets: seeds")
+        draw_band(axes, epochs, [[values[epoch] for values in curves] for epoch in epochs], f"{row.row.name} ({len(curves)})")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     finish(axes)
 

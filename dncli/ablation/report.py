@@ -19,7 +19,13 @@ from dncli.analysis.output import table
 from dncli.console import console, say
 from dncli.files import replace_text, writable
 
-COLUMNS = ("row", "seeds", "AP", "best", "IS 2-6", "paper", "delta")
+COLUMNS = ("row", "seeds", "AP", "IS", "anchors", "epochs", "paper", "delta")
+LEGEND = (
+    "Mean and sample standard deviation over the seeds of AP after the last epoch in percent; of IS and of the l1 distance "
+    "from anchors to what they match, both over epochs 2 to 6; and of the epochs to the first row's final AP, as a share of "
+    "the first row's epochs (linear interpolation; a dash where a seed does not reach it). delta is the difference to the "
+    "first row's AP."
+)
 QUESTIONS = ("the paper's order", "paper", "here", "2 s.e.", "shows")
 
 
@@ -71,13 +77,15 @@ def heading(study: Study, preset: str) -> None:
 
 
 def lines(rows: Sequence[Measured], preset: str) -> list[tuple[str, ...]]:
-    """The cells of the table of results. AP is in percent; delta is the difference to the first row, ours."""
+    """The cells of the table of results, see LEGEND."""
     reference = rows[0].ap
     found = []
     for row in rows:
         paper, _ = row.row.paper_ap(preset)
         delta = signed(mean(row.ap) - mean(reference)) if row is not rows[0] else ""
-        cells = (mean_and_spread(row.ap, 1), mean_and_spread(row.best, 1), mean_and_spread(row.instability, 2))
+        measured = (row.ap, 1), (row.early("instability"), 2), (row.early("anchor_distance"), 3)
+        share = mean_and_spread(row.shares(rows[0]), 2) if row is not rows[0] else ""
+        cells = (*(mean_and_spread(*each) for each in measured), share)
         found.append((row.row.name, str(len(row.trials)), *cells, "" if paper is None else f"{paper:.1f}", delta))
     return found
 
@@ -95,11 +103,7 @@ def as_markdown(study: Study, rows: Sequence[Measured], comparisons: Sequence[Co
     source = study.paper_source(preset)
     if study.setting:
         parts.append(f"In the paper: {study.setting}" + (f"; its numbers are those {source}." if source else "."))
-    parts.append(
-        "AP is in percent, after the last epoch, as mean and sample standard deviation over the seeds; best is the best "
-        "epoch's, IS the mean instability of epochs 2 to 6; delta is the difference to the first row."
-    )
-    parts.append(as_pipes(COLUMNS, lines(rows, preset)))
+    parts += [LEGEND, as_pipes(COLUMNS, lines(rows, preset))]
     if comparisons:
         parts += [as_pipes(QUESTIONS, answers(comparisons)), RULE]
     parts.append("![AP over epochs](results.png)")

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from dncli.ablation.plan import Row, Study
 from dncli.ablation.runs import Trial
+from dncli.analysis.curves import crossing
 from dncli.analysis.output import save_csv
 from dncli.presets import leaves
 
-IS_EPOCHS = range(2, 7)  # over which instability is averaged: later its orders mix
+EARLY = range(2, 7)  # epochs over which instability and anchor distance are averaged: later the orders of rows mix
 RULE = (
     "A difference of means counts (yes, no) where it is larger than twice its standard error over the seeds, "
     "sqrt(s1^2 / n1 + s2^2 / n2); else it is within noise."
@@ -40,16 +41,18 @@ class Measured:
         """AP of each run after its last epoch, in percent."""
         return [percent(trial.records()[-1]["ap"]) for trial in self.trials]
 
-    @property
-    def best(self) -> list[float]:
-        """The best AP of each run, in percent."""
-        return [max(curve(trial).values(), default=math.nan) for trial in self.trials]
-
-    @property
-    def instability(self) -> list[float]:
-        """The mean IS of each run over epochs 2 to 6 (Eq. 2), where it was measured."""
-        runs = [early_instability(trial.records()) for trial in self.trials]
+    def early(self, key: str) -> list[float]:
+        """The mean of each run over epochs 2 to 6: its `instability` (Eq. 2) or `anchor_distance` (Sec. 3.2)."""
+        runs = [early(trial.records(), key) for trial in self.trials]
         return [value for value in runs if not math.isnan(value)]
+
+    def shares(self, first: Measured) -> list[float]:
+        """The epochs each run needs for the final AP of the first row's run with the same seed, as a share of that one's
+        epochs (Fig. 7, Table 7). Empty unless all of them reach it.
+        """
+        theirs = {trial.seed: trial for trial in first.trials}
+        found = [share(trial, theirs[trial.seed]) for trial in self.trials if trial.seed in theirs]
+        return [] if None in found else found
 
 
 class Comparison(NamedTuple):
@@ -141,14 +144,25 @@ def rise_and_fall(key: str, series: Sequence[Measured]) -> list[Comparison]:
     return [comparison(claim, peak, end) for end, claim in ends]
 
 
-def curve(trial: Trial) -> dict[int, float]:
-    """AP in percent by epoch, where it was measured."""
-    return {record["epoch"]: percent(record["ap"]) for record in trial.records() if record["ap"] is not None}
+def curve(trial: Trial, key: str = "ap") -> dict[int, float]:
+    """What was measured by epoch; AP in percent."""
+    factor = 100 if key == "ap" else 1
+    return {record["epoch"]: factor * record[key] for record in trial.records() if record.get(key) is not None}
 
 
-def early_instability(records: Sequence[dict[str, Any]]) -> float:
-    values = [r["instability"] for r in records if r["epoch"] in IS_EPOCHS and r["instability"] is not None]
+def early(records: Sequence[dict[str, Any]], key: str) -> float:
+    """The mean of what was measured in epochs 2 to 6, nan where nothing was."""
+    values = [record[key] for record in records if record["epoch"] in EARLY and record.get(key) is not None]
     return statistics.mean(values) if values else math.nan
+
+
+def share(trial: Trial, first: Trial) -> float | None:
+    """When one run has the final AP of another one, in the other's epochs: 0.5 is half of them. None = never."""
+    mine, theirs = curve(trial), curve(first)
+    if not mine or not theirs:
+        return None
+    reached = crossing(list(mine), list(mine.values()), list(theirs.values())[-1])
+    return None if reached is None else reached / first.epochs
 
 
 def percent(ap: float | None) -> float:
@@ -165,7 +179,8 @@ def write_tables(study: Study, trials: Sequence[Trial], preset: str, out: Path) 
             "epochs": trial.epochs,
             "ap": number(percent(trial.records()[-1]["ap"])),
             "best_ap": number(max(curve(trial).values(), default=math.nan)),
-            "is_2_to_6": number(early_instability(trial.records())),
+            "is_2_to_6": number(early(trial.records(), "instability")),
+            "anchors_2_to_6": number(early(trial.records(), "anchor_distance")),
             "seconds": number(sum(record["seconds"] for record in trial.records())),
             "paper_ap": trial.row.paper_ap(preset)[0],
             "run": trial.folder,

@@ -21,7 +21,8 @@ def ablate(
         str,
         typer.Argument(
             metavar="STUDY",
-            help="components (Table 5), groups (Table 6), noise (Fig. 8), speedup (Table 7), or a YAML file of your own.",
+            help="denoising (Table 1), components (Table 5), groups (Table 6), noise (Fig. 8), speedup (Table 7), or a YAML "
+            "file of your own.",
             autocompletion=study_names,
             show_default=False,
         ),

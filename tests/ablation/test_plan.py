@@ -28,6 +28,7 @@ CHANGES = {
             for scale in (0.2, 0.6, 0.8, 1.0)
         },
     },
+    "denoising": {"none": None, "denoising": {}},
     "speedup": {
         "baseline": None,
         "denoising, half the epochs": {"train.epochs": 6, "train.drop_epoch": 5.1},
@@ -72,6 +73,12 @@ def test_every_row_differs_from_the_preset_in_exactly_what_it_names(name, tmp_pa
         ("groups", "dn-dab-r101-50ep", [43.5, 45.0, 45.2, None]),
         ("groups", "dn-dab-dc5-r101-50ep", [45.8, 46.5, 47.3, None]),
         ("noise", "dn-dab-r50-50ep", [None] * 9),
+        ("denoising", "dn-dab-r50-50ep", [42.2, 44.1]),
+        ("denoising", "dn-dab-dc5-r50-50ep", [44.5, 46.3]),
+        ("denoising", "dn-dab-r101-50ep", [43.5, 45.2]),
+        ("denoising", "dn-dab-dc5-r101-50ep", [45.8, 47.3]),
+        ("denoising", "dn-deform-r50-50ep", [46.9, 48.6]),
+        ("denoising", "dn-deform-pp-r50-50ep", [48.7, 49.5]),
         ("speedup", "dn-dab-dc5-r50-50ep", [44.5, 44.4, 46.3]),
         ("speedup", "dn-deform-r50-50ep", [46.9, 46.8, 48.6]),
         ("speedup", "dn-deform-pp-r50-50ep", [48.7, 48.4, 49.5]),
@@ -193,7 +200,7 @@ def test_wrong_settings_of_rows_are_told_with_the_line_of_the_study(tmp_path, mo
     ("name", "said"),
     [
         ("component", "did you mean components"),
-        ("xyz", "components, groups, noise, speedup"),
+        ("xyz", "components, denoising, groups, noise, speedup"),
         ("no.yaml", "no such study file"),
     ],
 )

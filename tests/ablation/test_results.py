@@ -7,7 +7,7 @@ import pytest
 
 from dncli.ablation.plan import read_study
 from dncli.ablation.report import show_results
-from dncli.ablation.results import Measured, compare, comparison, early_instability, measure, paired, standard_error
+from dncli.ablation.results import compare, comparison, early, measure, paired, share, standard_error
 from dncli.ablation.runs import plan_trials
 from tests.ablation.studies import fake, record, write_preset, write_study
 
@@ -29,6 +29,14 @@ def aps_of(trials, aps):
     for trial, ap in zip(trials, aps, strict=True):
         if ap is not None:
             fake(trial, [ap - 0.1] * (trial.epochs - 1) + [ap])
+
+
+class Trained:
+    """As much of a trial as its curve needs."""
+
+    def __init__(self, aps):
+        self.epochs = len(aps)
+        self.records = lambda: [record(epoch, ap, None) for epoch, ap in enumerate(aps, 1)]
 
 
 class Given:
@@ -90,17 +98,36 @@ def test_rows_are_measured_over_their_finished_runs(study):
     assert (only.difference, only.noise) == (pytest.approx(4), pytest.approx(2 * math.sqrt(2)))
 
 
-def test_the_best_epoch_may_be_an_earlier_one(study):
-    found, trials = study(seeds=1)
-    fake(trials[0], [0.5, 0.4])
-    row = Measured.of(found.rows[0], trials)
-    assert (row.best, row.ap) == (pytest.approx([50]), pytest.approx([40]))
-
-
 def test_instability_is_averaged_over_epochs_2_to_6():
     records = [record(epoch, 0.1, float(epoch)) for epoch in range(1, 10)]
-    assert early_instability(records) == 4  # of 2, 3, 4, 5, 6
-    assert math.isnan(early_instability(records[:1]))
+    assert early(records, "instability") == 4  # of 2, 3, 4, 5, 6
+    assert math.isnan(early(records[:1], "instability"))
+    assert math.isnan(early(records, "anchor_distance"))  # these runs have none
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        ([0.2, 0.4, 0.5, 0.6], [0.1, 0.2, 0.3, 0.45], 2.5 / 4),  # half way between epochs 2 and 3
+        ([0.45, 0.4, 0.4, 0.4], [0.1, 0.2, 0.3, 0.45], 1 / 4),
+        ([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.45], None),
+        ([0.1, 0.46], [0.1, 0.2, 0.3, 0.46], 2 / 4),  # a shorter training
+        ([None, None], [0.1, 0.2], None),
+        ([0.1, 0.2], [None, None], None),
+    ],
+)
+def test_the_epochs_to_equal_ap_are_a_share_of_the_others_epochs(mine, theirs, expected):
+    found = share(Trained(mine), Trained(theirs))
+    assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_shares_are_taken_seed_by_seed_and_only_where_every_seed_gets_there(study):
+    found, trials = study(seeds=2)  # with noise 0, none 0, with noise 1, none 1
+    for trial, aps in zip(trials, [[0.4, 0.4], [0.2, 0.5], [0.3, 0.3], [0.1, 0.3]], strict=True):
+        fake(trial, aps)
+    with_noise, none = measure(found, trials)
+    assert none.shares(with_noise) == pytest.approx([(1 + 2 / 3) / 2, 1])
+    assert with_noise.shares(none) == []  # 0.5 is not reached
 
 
 def test_scales_are_said_to_rise_and_fall_from_their_best_value(study):
@@ -135,8 +162,8 @@ def test_results_are_shown_and_written(study, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "45.0 ± 1.4" in told and "one seed" in told
     page = (tmp_path / "out" / "results.md").read_text()
-    assert "| With noise | 2 | 45.0 ± 1.4 | 45.0 ± 1.4 | 1.00 ± 0.00 | 44.0 |  |" in page
-    assert "| none | 1 | 42.0 | 42.0 | 1.00 | 42.0 | -3.0 |" in page
+    assert "| With noise | 2 | 45.0 ± 1.4 | 1.00 ± 0.00 | - |  | 44.0 |  |" in page
+    assert "| none | 1 | 42.0 | 1.00 | - | - | 42.0 | -3.0 |" in page
     assert "dndetr ablate mine.yaml" in page
     runs = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
     assert [(r["row"], r["seed"], r["ap"], r["paper_ap"]) for r in runs] == [
@@ -151,4 +178,4 @@ def test_nothing_to_find_is_no_number(study, tmp_path, capsys):
     for trial in trials:
         fake(trial, [None, None])
     show_results(found, trials, "tiny", tmp_path / "out", "")
-    assert "| none | 1 | - | - | 1.00 | 42.0 |  |" in (tmp_path / "out" / "results.md").read_text()
+    assert "| none | 1 | - | 1.00 | - | - | 42.0 |  |" in (tmp_path / "out" / "results.md").read_text()
