@@ -9,7 +9,7 @@ from dncli.presets import FOLDER as PRESETS
 from dncli.presets import leaves, list_presets, load_preset
 from dncli.settings import Place, parse_override
 
-# row -> what it changes of the preset dn-dab-tiny; None: the whole block is null
+# row -> what it changes of the preset dn-deform-tiny; None: the whole block is null
 CHANGES = {
     "components": {
         "box + label + mask": {"noise.groups": 1},
@@ -37,7 +37,7 @@ CHANGES = {
 }
 
 
-def planned(name, tmp_path, preset="dn-dab-tiny", overrides=(), seeds=(0,)):
+def planned(name, tmp_path, preset="dn-deform-tiny", overrides=(), seeds=(0,)):
     study = read_study(name)
     return study, plan_trials(study, preset, overrides, seeds, tmp_path)
 
@@ -49,8 +49,8 @@ def test_the_shipped_studies_are_these():
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_row_differs_from_the_preset_in_exactly_what_it_names(name, tmp_path):
     study, trials = planned(name, tmp_path, seeds=[7])
-    assert (study.preset, [trial.row.name for trial in trials]) == ("dn-dab-tiny", list(CHANGES[name]))
-    before = leaves(load_preset("dn-dab-tiny").tree)
+    assert (study.preset, [trial.row.name for trial in trials]) == ("dn-deform-tiny", list(CHANGES[name]))
+    before = leaves(load_preset("dn-deform-tiny").tree)
     for trial in trials:
         after, expected = leaves(trial.resolved.tree), CHANGES[name][trial.row.name]
         changed = {key: after.get(key) for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
@@ -92,8 +92,8 @@ def test_the_papers_numbers_are_those_of_the_preset_in_use(name, preset, numbers
 
 def test_with_another_preset_the_first_number_is_shown_and_its_preset_named():
     study = read_study("groups")
-    assert study.rows[1].paper_ap("dn-dab-tiny") == (43.4, "dn-dab-r50-50ep")
-    assert study.paper_source("dn-dab-tiny") == "of dn-dab-r50-50ep"
+    assert study.rows[1].paper_ap("dn-deform-tiny") == (43.4, "dn-dab-r50-50ep")
+    assert study.paper_source("dn-deform-tiny") == "of dn-dab-r50-50ep"
 
 
 def test_the_presets_that_a_study_names_are_there():
@@ -128,13 +128,13 @@ def test_runs_have_folders_of_their_own_and_settings_that_say_where_they_come_fr
     ]  # fmt: skip
     sources = trials[7].resolved.sources
     assert sources["noise.labels"] == "presets/ablations/components.yaml:9"
-    assert (sources["train.lr"], sources["data.root"]) == ("override", "presets/dn-dab-tiny.yaml:7")
+    assert (sources["train.lr"], sources["data.root"]) == ("override", "presets/dn-deform-tiny.yaml:8")
     assert trials[7].resolved.config.train.seed == 4
 
 
 WRONG = """\
 table: five
-preset: dn-dab-tiny
+preset: dn-deform-tiny
 bass: [noise.groups=1]
 against: [noise.box_skale]
 rows:
@@ -186,7 +186,7 @@ def test_a_file_that_is_no_study_is_refused(text, said, tmp_path, monkeypatch):
 def test_wrong_settings_of_rows_are_told_with_the_line_of_the_study(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = "\n  - {name: a, set: [noise.grups=1]}\n  - name: b\n    set:\n      - noise.labels=maybe\n"
-    (tmp_path / "mine.yaml").write_text(f"preset: dn-dab-tiny\nrows:{rows}")
+    (tmp_path / "mine.yaml").write_text(f"preset: dn-deform-tiny\nrows:{rows}")
     with pytest.raises(UserError) as error:
         planned("mine.yaml", tmp_path, overrides=["train.lr=fast"], seeds=[0, 1])
     assert sorted(error.value.lines) == [

@@ -135,7 +135,7 @@ def test_scales_are_said_to_rise_and_fall_from_their_best_value(study):
     aps = {"both 0.4": 0.5, "center_shift 0.2": 0.4, "center_shift 0.6": 0.6, "center_shift 1.0": 0.3, "box_scale 1.0": 0.7}
     for trial in trials:
         fake(trial, [0.0] * 11 + [aps.get(trial.row.name, 0.45) + 0.01 * trial.seed])
-    claims = {c.claim: c.shows for c in compare(found, measure(found, trials), "dn-dab-tiny")}
+    claims = {c.claim: c.shows for c in compare(found, measure(found, trials), "dn-deform-tiny")}
     assert claims == {
         "center_shift: 0.6 > 0.2": "yes",
         "center_shift: 0.6 > 1": "yes",
@@ -148,7 +148,7 @@ def test_the_speedup_asks_whether_half_the_epochs_are_enough(study):
     found, trials = study("speedup", seeds=2)
     for trial in trials:
         fake(trial, [0.0] * (trial.epochs - 1) + [0.4 + 0.02 * found.rows.index(trial.row) + 0.001 * trial.seed])
-    found_comparisons = compare(found, measure(found, trials), "dn-dab-tiny")
+    found_comparisons = compare(found, measure(found, trials), "dn-deform-tiny")
     assert [(c.claim, c.paper and round(c.paper, 1), c.shows) for c in found_comparisons] == [
         ("denoising, all epochs > baseline", 1.8, "yes"),
         ("denoising, half the epochs as good as baseline", -0.1, "yes"),
