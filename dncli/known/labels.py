@@ -32,7 +32,6 @@ from dncli.training.loop import train
 from dncli.training.prepare import categories_of
 from dncli.training.run import Run
 
-NOTHING, ABSENT, BEFORE = "no labels", "no labels, absent classes left out", "known labels, before fine-tuning"
 NEVER = 10_000  # epochs: no drop of the rate
 NOTHING, LEFT_OUT, TOLD = "no labels", "no labels, absent classes left out", "known labels"
 PAPER = {NOTHING: "43.4", f"{TOLD}, 1 epoch": "43.8", f"{TOLD}, 10 epochs": "46.6"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dncli.asking import Ask, GivenLabels, Plain, Progressive, build_ask
@@ -36,19 +36,23 @@ class Telling:
     rounds: int = 0  # of progressive inference
     sure: float = 0.5  # from this score on a detection is told in the next round
 
-    def ask(self, checkpoint: Checkpoint, config: Config) -> tuple[str, Ask] | None:
-        """The way to ask and its name, None where nothing is told. Raises UserError."""
+    def asks(self, checkpoint: Checkpoint, config: Config) -> dict[str, Ask]:
+        """The ways to ask by name: with nothing told, with labels that only strike out absent classes, and, last, as this
+        says. Empty where nothing is told. Raises UserError.
+        """
         if self.labels_from is not None and self.rounds:
             raise UserError("--labels-from and --progressive are two ways to ask: give one of them")
         categories = categories_of(checkpoint)
+        plain = {"nothing told": Plain(labels_of(config, categories))}
         if self.labels_from is not None:
-            labels = read_labels(self.labels_from, categories, self.likely)
-            return f"labels of {self.labels_from}", GivenLabels(labels, labels_of(config, categories))
+            given = GivenLabels(read_labels(self.labels_from, categories, self.likely), labels_of(config, categories))
+            name = f"labels of {self.labels_from}"
+            return plain | {f"classes not among the {name} left out": replace(given, told=False), name: given}
         if self.rounds:
             check_progressive(checkpoint)
             name = f"{self.rounds} rounds from a score of {self.sure:g}"
-            return name, Progressive(self.rounds, self.sure, len(categories), labels_of(config, categories))
-        return None
+            return plain | {name: Progressive(self.rounds, self.sure, len(categories), labels_of(config, categories))}
+        return {}
 
 
 NOTHING = Telling()
@@ -77,11 +81,8 @@ def evaluate_command(
         classes = load_split(resolve_root(config.data.root), "val").categories
         checkpoint = for_categories(checkpoint, classes, embeddings)
     categories = categories_of(checkpoint)
-    told = telling.ask(checkpoint, config)
-    asks = {"": build_ask(config, categories)}
-    if told:
-        asks = {"nothing told": Plain(labels_of(config, categories)), told[0]: told[1]}
-    found = measure(checkpoint, config, ckpt, asks)
+    asks = telling.asks(checkpoint, config)
+    found = measure(checkpoint, config, ckpt, asks or {"": build_ask(config, categories)})
     if not found:
         return {}
     report, title = Report(), f"{ckpt}, epoch {checkpoint.epoch}, {images_of(found)} images of {config.data.root}"
@@ -90,11 +91,13 @@ def evaluate_command(
     *_, last = found.values()
     content = {"checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.root, "images": images_of(found)}
     content |= {**last.metrics, "anchor_distance": last.anchor_distance}
-    if told:
-        plain = found["nothing told"].metrics["ap"]
-        content |= {"told": told[0], "ap_without": plain}
-        if plain is not None:
-            report.say(f"AP {plain:.3f} -> {last.metrics['ap']:.3f}, {last.metrics['ap'] - plain:+.3f} with {told[0]}")
+    if asks:
+        plain, *told = asks
+        without = found[plain].metrics["ap"]
+        content |= {"told": told[-1], "ap_without": without}
+        for name in told if without is not None else ():
+            ap = found[name].metrics["ap"]
+            report.say(f"AP {without:.3f} -> {ap:.3f}, {ap - without:+.3f} with {name}")
     if json_path is not None:
         write_json(Path(json_path), content)
     return last.metrics

@@ -103,7 +103,8 @@ def test_labels_from_a_file_are_told(folder, detector, main):
     options = ("eval", "--ckpt", detector, "--labels-from", file, "--json", folder / "eval.json")
     code, said, errors = main(*options)
     assert code == 0, errors
-    assert "nothing told" in said and f"labels of {file}" in said
+    assert "nothing told" in said and f"with labels of {file}" in said
+    assert f"with classes not among the labels of {file} left out" in said.replace("\n", " ")
     content = json.loads((folder / "eval.json").read_text())
     assert content["told"] == f"labels of {file}" and content["ap_without"] is not None
     for text, sentence in (
