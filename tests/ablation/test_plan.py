@@ -1,5 +1,7 @@
 """The studies that come with dndetr change what they say and nothing else; mistakes in a file are told with their lines."""
 
+from pathlib import Path
+
 import pytest
 
 from dncli.ablation.plan import FOLDER, read_study, shipped
@@ -94,6 +96,13 @@ def test_with_another_preset_the_first_number_is_shown_and_its_preset_named():
     study = read_study("groups")
     assert study.rows[1].paper_ap("dn-deform-tiny") == (43.4, "dn-dab-r50-50ep")
     assert study.paper_source("dn-deform-tiny") == "of dn-dab-r50-50ep"
+
+
+def test_the_study_of_own_rates_changes_the_rate_of_the_baseline_alone(tmp_path):
+    _, trials = planned(str(Path(__file__).parents[2] / "benchmarks" / "own-rates.yaml"), tmp_path)
+    trains = [trial.resolved.config.train for trial in trials]
+    assert [(t.lr, t.backbone_lr, t.epochs) for t in trains] == [(1e-3, 1e-3, 12), (2e-3, 2e-3, 6), (2e-3, 2e-3, 12)]
+    assert [trial.resolved.config.noise is None for trial in trials] == [True, False, False]
 
 
 def test_the_presets_that_a_study_names_are_there():
