@@ -46,7 +46,10 @@ for seed in 0 1 2; do
   labels=$runs/known-labels-$seed/labels.json
   [ -f $labels ] || dndetr labels classify --ckpt $runs/components/box-label-mask/seed-$seed --out $labels
   for tuned in told control; do
-    dndetr eval --ckpt $runs/known-labels-$seed/$tuned --labels-from $labels --json $pages/known-labels-$seed/$tuned.json
+    for likely in 0.5 0.1; do
+      dndetr eval --ckpt $runs/known-labels-$seed/$tuned --labels-from $labels --likely $likely \
+        --json $pages/known-labels-$seed/$tuned-likely-$likely.json
+    done
   done
   dndetr eval --ckpt $runs/zero-shot/embeddings/seed-$seed "task.classes=[cross, ring]" \
     --json $pages/zero-shot/held-out-seed-$seed.json
