@@ -106,7 +106,7 @@ def as_markdown(study: Study, rows: Sequence[Measured], comparisons: Sequence[Co
     parts += [LEGEND, as_pipes(COLUMNS, lines(rows, preset))]
     if comparisons:
         parts += [as_pipes(QUESTIONS, answers(comparisons)), RULE]
-    parts.append("![AP over epochs](results.png)")
+    parts.append("![AP, IS and anchor distance over epochs](results.png)")
     return "\n\n".join(parts) + "\n"
 
 
