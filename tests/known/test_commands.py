@@ -7,9 +7,10 @@ import pytest
 
 from dncli.console import UserError
 from dncli.known.objects import choose
-from dncli.presets import to_tree
+from dncli.presets import from_tree, to_tree
 from dncli.settings import dump
 from dncli.training.checkpoint import load_checkpoint
+from dncli.training.commands import Telling
 from dncli.training.run import Run
 from tests.training.tiny import tiny_config, write_dataset
 
@@ -105,6 +106,9 @@ def test_labels_from_a_file_are_told(folder, detector, main):
     assert code == 0, errors
     assert "nothing told" in said and f"with labels of {file}" in said
     assert f"with classes not among the labels of {file} left out" in said.replace("\n", " ")
+    checkpoint = load_checkpoint(detector)
+    asks = Telling(labels_from=file).asks(checkpoint, from_tree(checkpoint.config)).values()
+    assert [getattr(ask, "told", None) for ask in asks] == [None, False, True]  # told nothing, left out, told
     content = json.loads((folder / "eval.json").read_text())
     assert content["told"] == f"labels of {file}" and content["ap_without"] is not None
     for text, sentence in (
