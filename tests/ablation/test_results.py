@@ -174,6 +174,15 @@ def test_results_are_shown_and_written(study, tmp_path, capsys):
     assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_best_epoch_may_be_an_earlier_one(study, tmp_path):
+    found, trials = study(seeds=1)
+    for trial in trials:
+        fake(trial, [0.5, 0.4])
+    show_results(found, trials, "tiny", tmp_path / "out", "")
+    runs = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+    assert [(r["best_ap"], r["ap"]) for r in runs] == [("50.0", "40.0")] * 2
+
+
 def test_nothing_to_find_is_no_number(study, tmp_path, capsys):
     found, trials = study(seeds=1)
     for trial in trials:
