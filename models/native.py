@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch import library as torch_library
 
 from models.cache import cache_folder
 
@@ -252,11 +253,11 @@ def report_earlier_failure(place: Path, since: float) -> None:
 def register() -> None:
     """What PyTorch needs to know besides the kernels: shapes without data, and the gradient."""
 
-    @torch.library.register_fake("dndetr::ms_deform_attn")
+    @torch_library.register_fake("dndetr::ms_deform_attn")
     def shapes_of_result(value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
         return value.new_empty(value.shape[0], locations.shape[1], value.shape[2] * value.shape[3])
 
-    @torch.library.register_fake("dndetr::ms_deform_attn_backward")
+    @torch_library.register_fake("dndetr::ms_deform_attn_backward")
     def shapes_of_gradients(
         grad: Tensor, value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -272,5 +273,5 @@ def register() -> None:
     def refuse(ctx, *grads: Tensor) -> None:
         raise NotImplementedError("ms_deform_attn has no second derivative")  # without this it would be 0
 
-    torch.library.register_autograd("dndetr::ms_deform_attn", backward, setup_context=keep)
-    torch.library.register_autograd("dndetr::ms_deform_attn_backward", refuse)
+    torch_library.register_autograd("dndetr::ms_deform_attn", backward, setup_context=keep)
+    torch_library.register_autograd("dndetr::ms_deform_attn_backward", refuse)

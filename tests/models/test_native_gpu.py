@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch import library as torch_library
 
 from models import deformable, native
 from models.deformable import DeformableAttention, ms_deform_attn, ms_deform_attn_torch
@@ -84,7 +85,7 @@ def test_pytorch_finds_nothing_wrong_with_its_registration(dtype):
     call = make(LEVELS, dtype=dtype, fine=torch.float32, device=DEVICE)
     inputs = [x.requires_grad_() for x in call.inputs]
     arguments = inputs[0], torch.tensor(call.shapes), *inputs[1:]
-    torch.library.opcheck(torch.ops.dndetr.ms_deform_attn, arguments, rtol=1e-2, atol=1e-2)
+    torch_library.opcheck(torch.ops.dndetr.ms_deform_attn, arguments, rtol=1e-2, atol=1e-2)
 
 
 def odd_offset(x: Tensor) -> Tensor:

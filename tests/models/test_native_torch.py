@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import library as torch_library
 from torch import nn
 
 from models import deformable, native
@@ -32,9 +33,9 @@ def test_pytorch_finds_nothing_wrong_with_its_registration(sizes, dtype, fine):
     call = make(**sizes, dtype=dtype, fine=fine)
     shapes = torch.tensor(call.shapes)
     inputs = [x.requires_grad_() for x in call.inputs]
-    torch.library.opcheck(torch.ops.dndetr.ms_deform_attn, (inputs[0], shapes, *inputs[1:]))
+    torch_library.opcheck(torch.ops.dndetr.ms_deform_attn, (inputs[0], shapes, *inputs[1:]))
     plain = [x.detach() for x in inputs]
-    torch.library.opcheck(torch.ops.dndetr.ms_deform_attn_backward, (call.grad, plain[0], shapes, *plain[1:]))
+    torch_library.opcheck(torch.ops.dndetr.ms_deform_attn_backward, (call.grad, plain[0], shapes, *plain[1:]))
 
 
 class Sampler(nn.Module):
