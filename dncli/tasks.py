@@ -58,25 +58,29 @@ class Detection:
 class KnownObjects(Detection):
     """Known object detection (Sec. 5.7.1): some objects are told, noised, without the attention mask; the rest is to be found.
 
-    To be found are the objects of the classes `found`. Where that is None each object is told with a probability that the
-    image draws for itself, from 0 to 1: such a detector serves for progressive inference (Sec. 5.7.2).
+    To be found are the objects of the classes `found`. Where that is None the detector is to serve for progressive inference
+    (Sec. 5.7.2), whose first round knows nothing: in half of the images each object is told with a probability that the
+    image draws for itself, from 0 to 1; the others are for ordinary detection, with the mask and all objects denoised.
     """
 
     found: frozenset[int] | None = None
 
     def __call__(self, targets: Sequence[Target]) -> tuple[Known, Wanted]:
         chosen = [self.chosen(target) for target in targets]
-        told = [take(target, mask) for target, mask in zip(targets, chosen, strict=True)]
+        ordinary = [self.found is None and not mask.any() for mask in chosen]
         rest = [take(target, ~mask) for target, mask in zip(targets, chosen, strict=True)]
-        noised = noise_targets(told, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
-        return Known(noised, isolated=False), Wanted(rest, noised.assignment(), noised.groups, told)
+        shown = [t if plain else take(t, mask) for t, mask, plain in zip(targets, chosen, ordinary, strict=True)]
+        noised = noise_targets(shown, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
+        isolated = torch.tensor(ordinary, device=noised.valid.device)
+        return Known(noised, isolated), Wanted(rest, noised.assignment(), noised.groups, shown)
 
     def chosen(self, target: Target) -> Tensor:
         """(M,) bool: the objects that are told."""
         if self.found is not None:
             return ~is_among(target.labels, self.found)
         rng = self.rng(target, "told")
-        return (torch.rand(len(target.labels), generator=rng) < torch.rand(1, generator=rng)).to(target.labels.device)
+        probability = 2 * torch.rand(1, generator=rng) - 1  # below 0, for none, in half of the images
+        return (torch.rand(len(target.labels), generator=rng) < probability).to(target.labels.device)
 
 
 @dataclass(frozen=True)

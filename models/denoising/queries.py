@@ -18,7 +18,7 @@ class Known:
     """What a decoder is told besides the image."""
 
     denoise: NoisedTargets | None = None  # objects to reconstruct
-    isolated: bool = True  # False: matching queries see them (Sec. 5.7.1, known objects)
+    isolated: bool | Tensor = True  # False: matching queries see them (Sec. 5.7.1, known objects); (B,) bool: by image
     label: Tensor | None = None  # (B,) int64: the class that matching queries look for (Sec. 5.7.1, known labels)
 
 
@@ -30,6 +30,7 @@ class Queries:
     position: Tensor  # (B, W, 4 for anchor boxes | 2 for anchor points | D for embeddings), as the host stores it
     layout: QueryLayout
     padding: Tensor | None = None  # (B, W) bool, True = an empty slot; None = none
+    isolated: Tensor | None = None  # (B,) bool, where it differs between images; False there = everyone sees everyone
 
     def blocked(self) -> Tensor | None:
         """(B, W, W) or None, True = may not attend: the mask of Eq. 7, with empty slots hidden from every query.
@@ -39,6 +40,8 @@ class Queries:
         if not self.layout.denoising:
             return None
         blocked = self.layout.blocked(self.content.device)[None]
+        if self.isolated is not None:
+            blocked = blocked & self.isolated[:, None, None]
         return blocked if self.padding is None else blocked | self.padding[:, None, :]
 
 
@@ -113,11 +116,13 @@ def assemble(
         layout = QueryLayout(groups=0, slots=0, queries=content.shape[1])
         return Queries(content + 0 * label.table.weight.sum(), position, layout)
     told = label(noised.labels, 1.0) * noised.valid[..., None]  # B K D
+    by_image = isinstance(known.isolated, Tensor)
     return Queries(
         content=torch.cat((told, content), dim=1),
         position=torch.cat((locate(noised.boxes).to(position.dtype), position), dim=1),
-        layout=QueryLayout(noised.groups, noised.slots, content.shape[1], known.isolated),
+        layout=QueryLayout(noised.groups, noised.slots, content.shape[1], by_image or known.isolated),
         padding=torch.cat((~noised.valid, noised.valid.new_zeros(content.shape[:2])), dim=1),
+        isolated=known.isolated if by_image else None,
     )
 
 

@@ -63,7 +63,7 @@ def objects(*counts: int) -> list[Target]:
     ]
 
 
-def known(targets: list[Target], seed: int = 0, groups: int = 3, isolated: bool = True) -> Known:
+def known(targets: list[Target], seed: int = 0, groups: int = 3, isolated: bool | torch.Tensor = True) -> Known:
     rng = [torch.Generator().manual_seed(seed * 100 + i) for i in range(len(targets))]
     return Known(noise_targets(targets, NoiseConfig(groups=groups), CLASSES, rng), isolated)
 
@@ -131,6 +131,16 @@ def test_nothing_leaks_into_the_matching_part(form):
 def test_without_the_mask_it_leaks(form):
     model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
     assert different(matching_part(model(batch, known(targets, isolated=False))), model(batch))
+
+
+@pytest.mark.parametrize("form", DENOISING)
+def test_each_image_may_have_its_own_mask(form):
+    model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
+    mixed = matching_part(model(batch, known(targets, isolated=torch.tensor([False, True]))))
+    for whole, b in (known(targets, isolated=False), 0), (known(targets), 1):
+        alike = matching_part(model(batch, whole))
+        torch.testing.assert_close(mixed.logits[:, b], alike.logits[:, b], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mixed.boxes[:, b], alike.boxes[:, b], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", DENOISING)

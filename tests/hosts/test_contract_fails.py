@@ -52,6 +52,11 @@ def isolated_whatever_is_asked(patch):
     patch.setattr(QueryLayout, "blocked", lambda self, device=None: blocked(replace(self, isolated=True), device))
 
 
+def one_mask_for_all_images(patch):
+    blocked = Queries.blocked
+    patch.setattr(Queries, "blocked", lambda self: blocked(replace(self, isolated=None)))
+
+
 def groups_see_each_other(patch):
     def blocked(self, device=None):
         index = torch.arange(self.width)
@@ -127,6 +132,7 @@ COPIES = [
     (a_head_that_nothing_asks, contract.test_backward_reaches_every_parameter, {"denoise": True, "counts": (2, 4)}),
     (everyone_sees_everyone, contract.test_nothing_leaks_into_the_matching_part, {}),
     (isolated_whatever_is_asked, contract.test_without_the_mask_it_leaks, {}),
+    (one_mask_for_all_images, contract.test_each_image_may_have_its_own_mask, {}),
     (groups_see_each_other, contract.test_groups_do_not_see_each_other, {}),
     (padding_is_convolved, contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding, {}),
     (padding_is_attended, contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding, {}),

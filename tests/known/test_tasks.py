@@ -34,7 +34,7 @@ def test_known_objects_are_told_and_the_others_wanted():
     known, wanted = KnownObjects(EXACT, CLASSES, seed=0, found=frozenset({1, 3}))(targets)
     assert [t.labels.tolist() for t in wanted.targets] == [[1, 3], [1, 1]]
     torch.testing.assert_close(wanted.targets[0].boxes, targets[0].boxes[[1, 2]])
-    assert not known.isolated
+    assert not known.isolated.any()  # in an image without known objects nothing is denoised either
     assert known.denoise.labels.tolist() == [[0, 2], [CLASSES, CLASSES]]
     torch.testing.assert_close(known.denoise.boxes[0], targets[0].boxes[[0, 3]])
     assert [t.labels.tolist() for t in wanted.reconstructed] == [[0, 2], []]
@@ -46,16 +46,17 @@ def test_without_classes_each_object_may_be_known_and_every_epoch_anew():
     targets = [target(*[i % CLASSES for i in range(8)], image_id=i) for i in range(40)]
     shares = []
     for epoch in (1, 2):
-        _, wanted = task.at(epoch)(targets)
-        for given, told, rest in zip(targets, wanted.reconstructed, wanted.targets, strict=True):
-            places = torch.cat((told.boxes, rest.boxes))[:, 0].sort().values
-            torch.testing.assert_close(places, given.boxes[:, 0])  # each is told or wanted, and none is both
-        shares.append([len(told.labels) for told in wanted.reconstructed])
+        known, wanted = task.at(epoch)(targets)
+        for given, ordinary, told, rest in zip(targets, known.isolated, wanted.reconstructed, wanted.targets, strict=True):
+            found = rest.boxes if ordinary else torch.cat((told.boxes, rest.boxes))
+            torch.testing.assert_close(found[:, 0].sort().values, given.boxes[:, 0])  # each is told or wanted, none is both
+            assert not ordinary or len(told.labels) == 8  # nothing is told, and everything denoised
+        shares.append([8 - len(rest.labels) for rest in wanted.targets])
     assert shares[0] != shares[1]
-    assert min(shares[0]) == 0 and max(shares[0]) == 8  # from nothing to everything
-    assert 100 < sum(shares[0]) < 220  # of 320, half on average
-    again = task.at(2)([targets[7]])[1].reconstructed[0]
-    assert len(again.labels) == shares[1][7]  # the batch does not matter
+    assert 20 <= shares[0].count(0) < 32 and max(shares[0]) >= 7  # nothing in more than half of the 40, else up to all
+    assert 50 < sum(shares[0]) < 110  # of 320, a quarter on average
+    again = task.at(2)([targets[7]])[1].targets[0]
+    assert 8 - len(again.labels) == shares[1][7]  # the batch does not matter
 
 
 def test_one_class_of_the_image_is_asked_for_and_its_objects_are_wanted():
