@@ -2,6 +2,8 @@
 # Every study of docs/results.md, two trainings at once, each on one core; `make results` runs it. After an interruption the
 # same command goes on. Run folders are kept in runs/results; tables, pictures and numbers go to docs/results.
 # BCCD=FOLDER names that dataset in COCO's layout (docs/real-data.md); where it is not, its study is left out.
+# Settings are put on top of every training: `benchmarks/results.sh data.root=FOLDER`, with a few images made by
+# `dndetr data shapes`, tries all of it in minutes, and leaves its numbers in docs/results.
 cd "$(dirname "$0")/.."
 PATH="$PWD/.venv/bin:$PATH"
 runs=runs/results pages=docs/results bccd=${BCCD:-bccd}
@@ -11,33 +13,34 @@ short="train.epochs=6 train.drop_epoch=1000 data.workers=0"
 learned="host.anchors=random train.epochs=8 train.drop_epoch=1000 data.workers=0"
 
 # The parts of denoising, its groups, its noise, its speed (Tables 5 to 7, Fig. 7 and 8)
-dndetr ablate components $tiny --out $runs/components $short
-dndetr ablate groups $tiny --out $runs/groups $short
-dndetr ablate noise $tiny --out $runs/noise train.epochs=3 data.workers=0
-dndetr ablate benchmarks/own-rates.yaml $study --out $runs/own-rates data.workers=0
+dndetr ablate components $tiny --out $runs/components $short "$@"
+dndetr ablate groups $tiny --out $runs/groups $short "$@"
+dndetr ablate noise $tiny --out $runs/noise train.epochs=3 data.workers=0 "$@"
+dndetr ablate benchmarks/own-rates.yaml $study --out $runs/own-rates data.workers=0 "$@"
 for what in is curves "anchors --images 1"; do
   dndetr analyze $what --ckpt $runs/groups/5-groups/seed-0 --ckpt $runs/groups/no-group/seed-0 --out $pages/matching
 done
 
 # Other detectors, whose anchors are learned, and real data (Tables 1 and 4)
-dndetr ablate denoising --preset dn-dab-tiny $study --out $runs/dab $learned
-dndetr ablate denoising $tiny --out $runs/dense host.decoder=dense train.lr=1e-3 train.backbone_lr=1e-3 $learned
+dndetr ablate denoising --preset dn-dab-tiny $study --out $runs/dab $learned "$@"
+dndetr ablate denoising $tiny --out $runs/dense host.decoder=dense train.lr=1e-3 train.backbone_lr=1e-3 $learned "$@"
 if [ -d "$bccd" ]; then
-  dndetr ablate denoising --preset dn-deform-lite $study --out $runs/bccd "data.root=$bccd" data.vertical_flip=0.5 \
+  dndetr ablate denoising --preset dn-deform-lite $study --out $runs/bccd "$@" "data.root=$bccd" data.vertical_flip=0.5 \
     train.epochs=8 train.drop_epoch=6.8 data.workers=0
 fi
 
 # Known objects and known labels (Tables 9 and 10)
-dndetr known-objects --split 0.7 $study --out $runs/known-objects-0.7 $short
-dndetr known-objects --split 0.5 $study --out $runs/known-objects-0.5 $short
+dndetr known-objects --split 0.7 $study --out $runs/known-objects-0.7 $short "$@"
+dndetr known-objects --split 0.5 $study --out $runs/known-objects-0.5 $short "$@"
 for seed in 0 1 2; do
-  dndetr known-labels --ckpt $runs/components/box-label-mask/seed-$seed --epochs 2 --out $runs/known-labels-$seed data.workers=0
+  dndetr known-labels --ckpt $runs/components/box-label-mask/seed-$seed --epochs 2 --out $runs/known-labels-$seed \
+    data.workers=0 "$@"
 done
 
 # What the paper leaves to future work (Sec. 5.7.2)
-dndetr ablate benchmarks/progressive.yaml $study --out $runs/progressive $short
+dndetr ablate benchmarks/progressive.yaml $study --out $runs/progressive $short "$@"
 [ -f $runs/shapes.safetensors ] || dndetr labels embed --out $runs/shapes.safetensors --data shapes
-dndetr ablate benchmarks/zero-shot.yaml $study --out $runs/zero-shot $short
+dndetr ablate benchmarks/zero-shot.yaml $study --out $runs/zero-shot $short "$@"
 for seed in 0 1 2; do
   for sure in 0.3 0.5 0.7; do
     dndetr eval --ckpt $runs/progressive/knowing/seed-$seed --progressive 2 --sure $sure \
