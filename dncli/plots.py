@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+
+from dncli.figures import finish, panels, save_figure
 
 Records = Sequence[dict[str, Any]]
 
@@ -31,20 +28,16 @@ def plot_run(records: Records, folder: Path) -> None:
         ),
     }
     for name, (title, label, lines) in curves.items():
-        figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-        for key, legend in lines.items():
-            draw_line(axes, with_share, key, legend)
-        axes.set(title=title, xlabel="epoch", ylabel=label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(frameon=False)
-            axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
-        else:
-            axes.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", transform=axes.transAxes)
-        figure.savefig(folder / f"{name}.png", dpi=120)
-        plt.close(figure)
+        draw(with_share, lines, title, label, folder / f"{name}.png")
     gc.collect()  # a figure is full of cycles, which Python would let pile up over tens of epochs
+
+
+def draw(records: Records, lines: dict[str, str], title: str, label: str, path: Path) -> None:
+    figure, (axes,) = panels(1)
+    for key, legend in lines.items():
+        draw_line(axes, records, key, legend)
+    finish(axes, title, "epoch", label)
+    save_figure(figure, path)
 
 
 def draw_line(axes: Axes, records: Records, key: str, legend: str) -> None:

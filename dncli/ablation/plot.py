@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dncli.ablation.plan import Study
 from dncli.ablation.results import Measured, curve, scale_rows
-from dncli.analysis.output import panels, save_figure
+from dncli.figures import panels, save_figure
 
 
 def plot_study(study: Study, rows: Sequence[Measured], path: Path) -> None:

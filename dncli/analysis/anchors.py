@@ -15,11 +15,12 @@ from matplotlib.patches import Rectangle
 from rich.markup import escape
 from rich.table import Table
 
-from dncli.analysis.output import finish, panels, save_figure, say, show, table, writing
+from dncli.analysis.output import say, show, table, writing
 from dncli.analysis.runs import answers, open_runs
 from dncli.console import UserError
 from dncli.data.coco import ImageRecord, Split
 from dncli.data.images import read_image
+from dncli.figures import finish, panels, save_figure
 from dncli.training.checkpoint import find_checkpoint, load_checkpoint
 from dncli.training.commands import settings_of
 from dncli.training.evaluate import anchor_distances, match_vectors, matched_anchors

@@ -11,9 +11,10 @@ from matplotlib import colormaps
 from rich.table import Table
 
 from dncli.analysis.instability import Matches, difference, instability, largest_instability, layer_instability
-from dncli.analysis.output import finish, panels, save_csv, save_figure, say, show, table, writing
+from dncli.analysis.output import save_csv, say, show, table, writing
 from dncli.analysis.runs import answers, checkpoints_by_epoch, open_runs, stored_matches
 from dncli.console import UserError
+from dncli.figures import finish, panels, save_figure
 from dncli.training.checkpoint import load_checkpoint
 from dncli.training.commands import settings_of
 from dncli.training.evaluate import examine, matches_of

@@ -1,4 +1,4 @@
-"""Where analyses write: tables to the console, pictures and CSV files to a folder, each file whole or not at all."""
+"""Where analyses write: tables and sentences to the console, CSV files to a folder, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.markup import escape
 from rich.table import Table
 
 from dncli.console import console
-from dncli.files import replace_bytes, replace_text, writable
+from dncli.files import replace_text, writable
 
 
 @contextlib.contextmanager
@@ -25,12 +22,6 @@ def writing(folder: Path) -> Iterator[Path]:
     with writable(folder, "give another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    replace_bytes(path, content.getvalue())
 
 
 def save_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -60,19 +51,3 @@ def say(*lines: str) -> None:
     """Sentences, which a terminal breaks between words and a pipe does not break."""
     for line in lines:
         console.print(line, markup=False)
-
-
-def panels(count: int, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """Axes side by side in a new figure, each of so many inches."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, epochs: bool = True) -> None:
-    """Words, grid and legend of curves that begin at 0."""
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    if epochs:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
-    axes.legend(frameon=False)

@@ -1,11 +1,14 @@
 """Drawn detections, sheets and curves, by their pixels."""
 
+import gc
 import itertools
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
+from dncli import plots
 from dncli.data.coco import Categories, load_split
 from dncli.draw import Mark, color_of, draw_marks, side_by_side
 from dncli.plots import plot_run
@@ -190,17 +193,14 @@ def test_four_plots_whatever_was_measured(tmp_path, records):
 
 def curves(monkeypatch, tmp_path, records) -> dict:
     """Legend -> points of every curve that is drawn, and the limits of each axis of y."""
-    from matplotlib.figure import Figure
+    seen = {}
 
-    seen, save = {}, Figure.savefig
-
-    def look(figure, path, **options):
+    def look(figure, path):
         (axes,) = figure.axes
         lines = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
         seen[path.stem] = (lines, axes.get_ylim())
-        save(figure, path, dpi=20)
 
-    monkeypatch.setattr(Figure, "savefig", look)
+    monkeypatch.setattr(plots, "save_figure", look)
     plot_run(records, tmp_path)
     return seen
 
@@ -222,9 +222,8 @@ def test_nothing_measured_draws_no_curve(monkeypatch, tmp_path):
     assert list(seen["losses"][0]) == ["matching"]
 
 
-def test_plots_leave_no_figure_open(tmp_path):
-    from matplotlib import pyplot as plt
-
-    before = len(plt.get_fignums())
+def test_plots_leave_no_figure_behind(tmp_path):
+    gc.collect()
+    before = sum(type(each) is Figure for each in gc.get_objects())
     plot_run([record(1, **MEASURED)], tmp_path)
-    assert len(plt.get_fignums()) == before
+    assert sum(type(each) is Figure for each in gc.get_objects()) == before
