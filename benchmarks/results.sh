@@ -42,7 +42,7 @@ dndetr ablate benchmarks/progressive.yaml $study --out $runs/progressive $short 
 [ -f $runs/shapes.safetensors ] || dndetr labels embed --out $runs/shapes.safetensors --data shapes
 dndetr ablate benchmarks/zero-shot.yaml $study --out $runs/zero-shot $short "$@"
 for seed in 0 1 2; do
-  for sure in 0.3 0.5 0.7; do
+  for sure in 0.05 0.1 0.3; do
     dndetr eval --ckpt $runs/progressive/knowing/seed-$seed --progressive 2 --sure $sure \
       --json $pages/progressive/seed-$seed-sure-$sure.json
   done

@@ -8,10 +8,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
 from dncli.config import Config
 from dncli.data.coco import Categories
 from dncli.tasks import labels_of, only, take
+from models.boxes import cxcywh_to_xyxy
 from models.denoising.noise import NoiseConfig, noise_targets
 from models.denoising.queries import Known
 from models.structures import Output, Target
@@ -92,6 +94,7 @@ class Progressive:
 
     In each of `rounds` rounds those queries join the known objects whose best score is at least `threshold`, then the rest
     is asked for again. They keep the scores and boxes that they were found with; with 0 rounds this is plain detection.
+    Every object is told once, as it was in training: of queries on the same place the best, and none on that of a known one.
     """
 
     rounds: int
@@ -103,13 +106,24 @@ class Progressive:
         output = look(None)
         known: list[Output] = []
         for _ in range(self.rounds):
-            scores = output.logits[-1].sigmoid().amax(-1)  # B N
-            sure = scores >= self.threshold
-            if not sure.any():
+            sure = output.logits[-1].sigmoid().amax(-1) >= self.threshold  # B N
+            new = sure & only_best(output, objects_in(known) if known else ())
+            if not new.any():
                 break
-            known.append(hidden(output, ~sure))
+            known.append(hidden(output, ~new))
             output = look(tell(objects_in(known), self.num_classes))
         return answer(beside([*known, output]), targets, self.found)
+
+
+@dataclass(frozen=True)
+class Suppressed:
+    """Nothing is told, and of queries on the same place the best counts: how much progressive inference is to be worth."""
+
+    found: frozenset[int] | None = None
+
+    def __call__(self, look: Look, targets: list[Target]) -> Answer:
+        output = look(None)
+        return answer(hidden(output, ~only_best(output)), targets, self.found)
 
 
 def build_ask(config: Config, categories: Categories) -> Ask:
@@ -137,6 +151,21 @@ def objects_in(outputs: Sequence[Output]) -> list[Target]:
     scores, labels = output.logits[-1].max(-1)  # B N
     objects = [Target(label, box) for label, box in zip(labels, output.boxes[-1], strict=True)]
     return [take(target, score > HIDDEN) for target, score in zip(objects, scores, strict=True)]
+
+
+SAME = 0.7  # queries whose boxes overlap by more, as IoU, are on the same place
+
+
+def only_best(output: Output, known: Sequence[Target] = ()) -> Tensor:
+    """(B, N) bool: the queries with the best score on their place, whatever their class, where no known object is."""
+    best = torch.zeros(output.logits.shape[1:3], dtype=torch.bool, device=output.logits.device)
+    for b, (scores, boxes) in enumerate(zip(output.logits[-1].sigmoid().amax(-1), output.boxes[-1], strict=True)):
+        if known:
+            boxes = torch.cat((known[b].boxes, boxes))
+            scores = torch.cat((torch.full_like(known[b].boxes[:, 0], 2.0), scores))  # above every score of a query
+        kept = nms(cxcywh_to_xyxy(boxes), scores, SAME) - (len(boxes) - best.shape[1])
+        best[b, kept[kept >= 0]] = True
+    return best
 
 
 HIDDEN = torch.finfo(torch.float32).min  # the logit of what does not count: no score, and still no NaN where it is subtracted

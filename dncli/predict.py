@@ -41,7 +41,7 @@ def predict(
     threshold: float = 0.3,
     *,
     rounds: int = 0,
-    sure: float = 0.5,
+    sure: float = 0.1,
     embeddings: str | Path | None = None,
     trust: bool = False,
 ) -> list[dict[str, Any]]:

@@ -86,7 +86,7 @@ def evaluate(
     ] = None,
     likely: Annotated[float, typer.Option(min=0, max=1, help="Probability in that file from which a class is told.")] = 0.5,
     progressive: Progressive = 0,
-    sure: Sure = 0.5,
+    sure: Sure = 0.1,
     trust: TrustPickle = False,
 ) -> None:
     """Measure COCO's AP of a trained detector on the validation images, and what it gains from what it is told.
@@ -107,7 +107,7 @@ def predict(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for drawn pictures and predictions.json.")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Smallest score that is shown.")] = 0.3,
     progressive: Progressive = 0,
-    sure: Sure = 0.5,
+    sure: Sure = 0.1,
     embeddings: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Look for the classes that are named in this file of vectors (labels.embeddings)."),

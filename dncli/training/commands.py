@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dncli.asking import Ask, GivenLabels, Plain, Progressive, build_ask
+from dncli.asking import SAME, Ask, GivenLabels, Plain, Progressive, Suppressed, build_ask
 from dncli.config import Config
 from dncli.console import UserError, in_one_line
 from dncli.data.coco import Categories, load_split, resolve_root
@@ -34,11 +34,11 @@ class Telling:
     labels_from: str | Path | None = None  # a file of `dndetr labels classify`: the classes that each image has
     likely: float = 0.5  # from this probability in that file on
     rounds: int = 0  # of progressive inference
-    sure: float = 0.5  # from this score on a detection is told in the next round
+    sure: float = 0.1  # from this score on a detection is told in the next round
 
     def asks(self, checkpoint: Checkpoint, config: Config) -> dict[str, Ask]:
-        """The ways to ask by name: with nothing told, with labels that only strike out absent classes, and, last, as this
-        says. Empty where nothing is told. Raises UserError.
+        """The ways to ask by name: with nothing told; so that what is told only strikes out something, absent classes or
+        second detections of an object; and, last, as this says. Empty where nothing is told. Raises UserError.
         """
         if self.labels_from is not None and self.rounds:
             raise UserError("--labels-from and --progressive are two ways to ask: give one of them")
@@ -50,8 +50,13 @@ class Telling:
             return plain | {f"classes not among the {name} left out": replace(given, told=False), name: given}
         if self.rounds:
             check_progressive(checkpoint)
-            name = f"{self.rounds} rounds from a score of {self.sure:g}"
-            return plain | {name: Progressive(self.rounds, self.sure, len(categories), labels_of(config, categories))}
+            found = labels_of(config, categories)
+            return plain | {
+                f"non-maximum suppression at IoU {SAME:g}": Suppressed(found),
+                f"{self.rounds} rounds from a score of {self.sure:g}": Progressive(
+                    self.rounds, self.sure, len(categories), found
+                ),
+            }
         return {}
 
 
@@ -94,7 +99,7 @@ def evaluate_command(
     if asks:
         plain, *told = asks
         without = found[plain].metrics["ap"]
-        content |= {"told": told[-1], "ap_without": without}
+        content |= {"told": told[-1], "ap_of": {name: evaluation.metrics["ap"] for name, evaluation in found.items()}}
         for name in told if without is not None else ():
             ap = found[name].metrics["ap"]
             report.say(f"AP {without:.3f} -> {ap:.3f}, {ap - without:+.3f} with {name}")

@@ -1,9 +1,11 @@
 """What an evaluation tells, and how the answers become one: with a detector that writes down what it hears."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from dncli.asking import HIDDEN, GivenLabels, GivenObjects, Plain, Progressive
+from dncli.asking import HIDDEN, GivenLabels, GivenObjects, Plain, Progressive, Suppressed
 from dncli.training.evaluate import detect
 from models.denoising.layout import QueryLayout
 from models.structures import Output, Target
@@ -108,6 +110,36 @@ def test_what_is_sure_is_told_and_stays_as_it_was_found():
     assert scores[0].sum() == scores[2].sum() == 0  # what was not sure is asked for again
     torch.testing.assert_close(output.boxes[0, 0], torch.cat([b[0, 0] for b in boxes]))
     torch.testing.assert_close(output.logits[0, 0, -QUERIES:], (logits(9) - 9)[0])
+
+
+PLACES = torch.tensor([[0.3, 0.3, 0.2, 0.2], [0.3, 0.31, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]])  # the first two overlap by IoU 0.9
+
+
+class Crowded(Looks):
+    """Every answer has the boxes of PLACES."""
+
+    def __call__(self, known):
+        return replace(super().__call__(known), boxes=PLACES.expand(1, 1, -1, -1))
+
+
+@pytest.mark.parametrize("scores", [(2.0, 1.0, 0.5), (1.0, 2.0, 0.5)])
+def test_an_object_is_told_once_whatever_finds_it_and_in_which_round(scores):
+    everywhere = torch.tensor(scores)[None, :, None].repeat(1, 1, CLASSES)
+    look = Crowded(everywhere, everywhere, everywhere)
+    output, _ = Progressive(5, 0.5, CLASSES)(look, [target(0)])
+    assert len(look.told) == 2  # then there is nothing new
+    best = int(scores[1] > scores[0])
+    torch.testing.assert_close(look.told[1].denoise.boxes[0], PLACES[[best, 2]])
+    counted = output.logits[0, 0, :, 0] > HIDDEN
+    assert counted.tolist() == [best == 0, best == 1, True, True, True, True]  # of the last look all count
+
+
+@pytest.mark.parametrize("scores", [(2.0, 1.0, 0.5), (1.0, 2.0, 0.5)])
+def test_suppression_leaves_the_best_of_each_place(scores):
+    look = Crowded(torch.tensor(scores)[None, :, None].repeat(1, 1, CLASSES))
+    output, _ = Suppressed()(look, [target(0)])
+    assert look.told == [None]
+    assert (output.logits[0, 0, :, 0] > HIDDEN).tolist() == [scores[0] > scores[1], scores[1] > scores[0], True]
 
 
 def test_rounds_end_where_nothing_is_sure():
