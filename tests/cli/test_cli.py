@@ -371,7 +371,7 @@ def test_eval_and_predict_hand_on_what_they_were_given(main, monkeypatch):
     monkeypatch.setattr("dncli.predict.predict", lambda *a, **options: calls.append((*a, options)))
     assert main("eval", "--ckpt", "run", "eval.top=9", "--json", "n.json").code == 0
     assert main("predict", "--ckpt", "run", "a.jpg", "b", "--out", "o", "--trust-pickle").code == 0
-    plain = {"rounds": 0, "sure": 0.5, "embeddings": None}
+    plain = {"rounds": 0, "sure": 0.1, "embeddings": None}
     assert calls == [
         (Path("run"), ["eval.top=9"], Path("n.json"), {"telling": Telling(), "embeddings": None, "trust": False}),
         (Path("run"), [Path("a.jpg"), Path("b")], Path("o"), 0.3, {**plain, "trust": True}),
