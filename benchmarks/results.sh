@@ -41,6 +41,13 @@ done
 dndetr ablate benchmarks/progressive.yaml $study --out $runs/progressive $short "$@"
 [ -f $runs/shapes.safetensors ] || dndetr labels embed --out $runs/shapes.safetensors --data shapes
 dndetr ablate benchmarks/zero-shot.yaml $study --out $runs/zero-shot $short "$@"
+python - $runs/shapes.safetensors $runs/exchanged.safetensors <<'END' # a control: each of the two held-out names as the other
+import sys
+from safetensors.torch import load_file, save_file
+vectors = load_file(sys.argv[1])
+vectors["cross"], vectors["ring"] = vectors["ring"], vectors["cross"]
+save_file(vectors, sys.argv[2])
+END
 for seed in 0 1 2; do
   for sure in 0.05 0.1 0.3; do
     dndetr eval --ckpt $runs/progressive/knowing/seed-$seed --progressive 2 --sure $sure \
@@ -54,8 +61,9 @@ for seed in 0 1 2; do
         --json $pages/known-labels-$seed/$tuned-likely-$likely.json
     done
   done
-  dndetr eval --ckpt $runs/zero-shot/embeddings/seed-$seed "task.classes=[cross, ring]" \
-    --json $pages/zero-shot/held-out-seed-$seed.json
+  held_out="dndetr eval --ckpt $runs/zero-shot/embeddings/seed-$seed task.classes=[cross,ring]"
+  $held_out --json $pages/zero-shot/held-out-seed-$seed.json
+  $held_out --embeddings $runs/exchanged.safetensors --json $pages/zero-shot/exchanged-seed-$seed.json
 done
 
 for page in $runs/*/*.md; do
