@@ -9,8 +9,10 @@ PATH="$PWD/.venv/bin:$PATH"
 runs=runs/results pages=docs/results bccd=${BCCD:-bccd}
 study="--seeds 3 --jobs 2"
 tiny="--preset dn-deform-tiny $study"
+lite="--preset dn-deform-lite $study"
 short="train.epochs=6 train.drop_epoch=1000 data.workers=0"
 learned="host.anchors=random train.epochs=8 train.drop_epoch=1000 data.workers=0"
+cells="data.vertical_flip=0.5 train.epochs=8 train.drop_epoch=6.8 data.workers=0"
 
 # The parts of denoising, its groups, its noise, its speed (Tables 5 to 7, Fig. 7 and 8)
 dndetr ablate components $tiny --out $runs/components $short "$@"
@@ -23,10 +25,9 @@ done
 
 # Other detectors, whose anchors are learned, and real data (Tables 1 and 4)
 dndetr ablate denoising --preset dn-dab-tiny $study --out $runs/dab $learned "$@"
-dndetr ablate denoising $tiny --out $runs/dense host.decoder=dense train.lr=1e-3 train.backbone_lr=1e-3 $learned "$@"
+dndetr ablate denoising $tiny --out $runs/dense host.decoder=dense loss.cls=2 train.lr=1e-3 train.backbone_lr=1e-3 $learned "$@"
 if [ -d "$bccd" ]; then
-  dndetr ablate denoising --preset dn-deform-lite $study --out $runs/bccd "$@" "data.root=$bccd" data.vertical_flip=0.5 \
-    train.epochs=8 train.drop_epoch=6.8 data.workers=0
+  dndetr ablate denoising $lite --out $runs/bccd $cells "$@" "data.root=$bccd"
 fi
 
 # Known objects and known labels (Tables 9 and 10)
@@ -39,6 +40,9 @@ done
 
 # What the paper leaves to future work (Sec. 5.7.2)
 dndetr ablate benchmarks/progressive.yaml $study --out $runs/progressive $short "$@"
+if [ -d "$bccd" ]; then
+  dndetr ablate benchmarks/progressive.yaml $lite --out $runs/progressive-bccd $cells "$@" "data.root=$bccd"
+fi
 [ -f $runs/shapes.safetensors ] || dndetr labels embed --out $runs/shapes.safetensors --data shapes
 dndetr ablate benchmarks/zero-shot.yaml $study --out $runs/zero-shot $short "$@"
 python - $runs/shapes.safetensors $runs/exchanged.safetensors <<'END' # a control: each of the two held-out names as the other
@@ -49,9 +53,11 @@ vectors["cross"], vectors["ring"] = vectors["ring"], vectors["cross"]
 save_file(vectors, sys.argv[2])
 END
 for seed in 0 1 2; do
-  for sure in 0.05 0.1 0.3; do
-    dndetr eval --ckpt $runs/progressive/knowing/seed-$seed --progressive 2 --sure $sure \
-      --json $pages/progressive/seed-$seed-sure-$sure.json
+  for knowing in $runs/progressive*/knowing; do
+    for sure in 0.05 0.1 0.3; do
+      dndetr eval --ckpt $knowing/seed-$seed --progressive 2 --sure $sure \
+        --json $pages/$(basename ${knowing%/knowing})/seed-$seed-sure-$sure.json
+    done
   done
   labels=$runs/known-labels-$seed/labels.json
   [ -f $labels ] || dndetr labels classify --ckpt $runs/components/box-label-mask/seed-$seed --out $labels
