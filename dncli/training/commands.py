@@ -91,8 +91,8 @@ def evaluate_command(
     if not found:
         return {}
     report, title = Report(), f"{ckpt}, epoch {checkpoint.epoch}, {images_of(found)} images of {config.data.root}"
-    for name, evaluation in found.items():
-        report.say(coco_table(evaluation.metrics, title + (f": {name}" if name else "")))
+    ways = [f"\n  {number}: {name}" for number, name in enumerate(asks, start=1)]
+    report.say(coco_table(title + "".join(ways), *(evaluation.metrics for evaluation in found.values())))
     *_, last = found.values()
     content = {"checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.root, "images": images_of(found)}
     content |= {**last.metrics, "anchor_distance": last.anchor_distance}

@@ -183,7 +183,7 @@ def ending(records: Sequence[dict[str, Any]], out: Path) -> str:
     best = max((record for record in records if record["ap"] is not None), key=lambda r: r["ap"], default=None)
     lines = []
     if best is not None:
-        lines.append(coco_table(best, f"best epoch, {best['epoch']} of {records[-1]['epoch']}: checkpoints/best.pt"))
+        lines.append(coco_table(f"best epoch, {best['epoch']} of {records[-1]['epoch']}: checkpoints/best.pt", best))
     for path, meaning in (("predictions", "pictures"), ("plots", "curves"), ("metrics.csv", "numbers")):
         lines.append(f"{meaning + ':':<10}{out / path}")
     lines += [f"next:     dndetr eval --ckpt {out}", f"          dndetr predict --ckpt {out} IMAGE --out pictures"]
@@ -204,12 +204,16 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     return "  ".join([*parts, f"{record['seconds']:.0f} s"])
 
 
-def coco_table(metrics: dict[str, float | None], title: str) -> str:
-    """The 12 numbers of COCO's evaluation; a dash where there was nothing to count."""
+def coco_table(title: str, *metrics: dict[str, float | None]) -> str:
+    """The 12 numbers of COCO's evaluation, a column for each of `metrics`, counted from 1 where they are several; a dash where
+    there was nothing to count.
+    """
     lines = [title]
+    if len(metrics) > 1:
+        lines.append(f"  {'':<11}{'  '.join(f'{number:>5}' for number, _ in enumerate(metrics, start=1))}")
     for key, label, meaning in COCO_ROWS:
-        value = metrics[key]
-        lines.append(f"  {label:<11}{'-' if value is None else f'{value:.3f}':>5}  {meaning}".rstrip())
+        values = ["-" if column[key] is None else f"{column[key]:.3f}" for column in metrics]
+        lines.append(f"  {label:<11}{'  '.join(f'{value:>5}' for value in values)}  {meaning}".rstrip())
     return "\n".join(lines)
 
 

@@ -36,7 +36,7 @@ def test_a_measured_zero_is_told():
 def test_the_coco_table_has_all_numbers_and_dashes_for_none():
     numbers = {name: i / 100 for i, name in enumerate(METRICS)}
     assert tuple(key for key, _, _ in COCO_ROWS) == METRICS
-    lines = coco_table(numbers | {"ap_s": None}, "best epoch").splitlines()
+    lines = coco_table("best epoch", numbers | {"ap_s": None}).splitlines()
     assert lines[:5] == [
         "best epoch",
         "  AP         0.000  IoU 0.50:0.95",
@@ -45,6 +45,18 @@ def test_the_coco_table_has_all_numbers_and_dashes_for_none():
         "  AP small       -  area below 32 x 32",
     ]
     assert len(lines) == 13 and lines[-1] == "  AR large   0.110"
+
+
+def test_several_evaluations_stand_side_by_side():
+    one, other = ({name: (i + k) / 100 for i, name in enumerate(METRICS)} for k in (0, 50))
+    lines = coco_table("two ways", one, other | {"ap50": None}).splitlines()
+    assert lines[:4] == [
+        "two ways",
+        "                 1      2",
+        "  AP         0.000  0.500  IoU 0.50:0.95",
+        "  AP50       0.010      -  IoU 0.50",
+    ]
+    assert len(lines) == 14
 
 
 @pytest.fixture(scope="module")
