@@ -11,7 +11,7 @@ study="--seeds 3 --jobs 2"
 tiny="--preset dn-deform-tiny $study"
 lite="--preset dn-deform-lite $study"
 short="train.epochs=6 train.drop_epoch=1000 data.workers=0"
-learned="host.anchors=random train.epochs=8 train.drop_epoch=1000 data.workers=0"
+learned="host.anchors=random train.drop_epoch=1000 data.workers=0"
 cells="data.vertical_flip=0.5 train.epochs=8 train.drop_epoch=6.8 data.workers=0"
 
 # The parts of denoising, its groups, its noise, its speed (Tables 5 to 7, Fig. 7 and 8)
@@ -24,8 +24,9 @@ for what in is curves "anchors --images 1"; do
 done
 
 # Other detectors, whose anchors are learned, and real data (Tables 1 and 4)
-dndetr ablate denoising --preset dn-dab-tiny $study --out $runs/dab $learned "$@"
-dndetr ablate denoising $tiny --out $runs/dense host.decoder=dense loss.cls=2 train.lr=1e-3 train.backbone_lr=1e-3 $learned "$@"
+dndetr ablate denoising --preset dn-dab-tiny $study --out $runs/dab $learned train.epochs=8 "$@"
+dndetr ablate denoising $tiny --out $runs/dense $learned host.decoder=dense loss.cls=2 train.lr=1e-3 train.backbone_lr=1e-3 \
+  train.epochs=12 "$@"
 if [ -d "$bccd" ]; then
   dndetr ablate denoising $lite --out $runs/bccd $cells "$@" "data.root=$bccd"
 fi
@@ -34,7 +35,7 @@ fi
 dndetr known-objects --split 0.7 $study --out $runs/known-objects-0.7 $short "$@"
 dndetr known-objects --split 0.5 $study --out $runs/known-objects-0.5 $short "$@"
 for seed in 0 1 2; do
-  dndetr known-labels --ckpt $runs/components/box-label-mask/seed-$seed --epochs 2 --out $runs/known-labels-$seed \
+  dndetr known-labels --ckpt $runs/components/box-label-mask/seed-$seed --epochs 10 --out $runs/known-labels-$seed \
     data.workers=0 "$@"
 done
 
