@@ -63,7 +63,7 @@ for seed in 0 1 2; do
   labels=$runs/known-labels-$seed/labels.json
   [ -f $labels ] || dndetr labels classify --ckpt $runs/components/box-label-mask/seed-$seed --out $labels
   for tuned in told control; do
-    for likely in 0.5 0.1; do
+    for likely in 0.5 0.1 0; do
       dndetr eval --ckpt $runs/known-labels-$seed/$tuned --labels-from $labels --likely $likely \
         --json $pages/known-labels-$seed/$tuned-likely-$likely.json
     done
