@@ -1,7 +1,7 @@
 #!/bin/sh -eu
 # Every study of docs/results.md, two trainings at once, each on one core; `make results` runs it. After an interruption the
 # same command goes on. Run folders are kept in runs/results; tables, pictures and numbers go to docs/results.
-# BCCD=FOLDER names that dataset in COCO's layout (docs/real-data.md); where it is not, its study is left out.
+# BCCD=FOLDER names that dataset in COCO's layout (docs/real-data.md); where it is not, its studies are left out.
 # Settings are put on top of every training: `benchmarks/results.sh data.root=FOLDER`, with a few images made by
 # `dndetr data shapes`, tries all of it in minutes, and leaves its numbers in docs/results.
 cd "$(dirname "$0")/.."

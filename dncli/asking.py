@@ -105,19 +105,21 @@ class Progressive:
     def __call__(self, look: Look, targets: list[Target]) -> Answer:
         output = look(None)
         known: list[Output] = []
+        told: list[Target] = []
         for _ in range(self.rounds):
             sure = output.logits[-1].sigmoid().amax(-1) >= self.threshold  # B N
-            new = sure & only_best(output, objects_in(known) if known else ())
+            new = sure & only_best(output, told)
             if not new.any():
                 break
             known.append(hidden(output, ~new))
-            output = look(tell(objects_in(known), self.num_classes))
+            told = objects_in(known)
+            output = look(tell(told, self.num_classes))
         return answer(beside([*known, output]), targets, self.found)
 
 
 @dataclass(frozen=True)
 class Suppressed:
-    """Nothing is told, and of queries on the same place the best counts: how much progressive inference is to be worth."""
+    """Nothing is told, and of queries on the same place the best counts: the control of progressive inference."""
 
     found: frozenset[int] | None = None
 
