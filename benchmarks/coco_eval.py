@@ -12,7 +12,7 @@ import numpy as np
 from compare import Contest, Functions, Row, main
 from pycocotools.coco import COCO
 
-from dncli.training.evaluate import Finding, coco_metrics, coco_results, index
+from dndetr.training.evaluate import Finding, coco_metrics, coco_results, index
 
 IMAGES, CLASSES, OBJECTS, LIKELY = 5000, 80, 7, 20
 

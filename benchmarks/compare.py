@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from dncli.doctor import processor_name
+from dndetr.doctor import processor_name
 
 Functions = dict[str, Callable[[], object]]
 Build = Callable[[], Functions]

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import box_convert, generalized_box_iou
 
-from models.criterion import Criterion, LossConfig, Wanted
-from models.denoising.layout import QueryLayout
-from models.denoising.noise import NoiseConfig, noise_targets
-from models.matcher import MatchConfig, Matcher
-from models.structures import Output, Target
+from dndetr.models.criterion import Criterion, LossConfig, Wanted
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.denoising.noise import NoiseConfig, noise_targets
+from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.structures import Output, Target
 
 LAYERS, BATCH, QUERIES, CLASSES = 6, 2, 300, 91
 

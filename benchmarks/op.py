@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from compare import Contest, Functions, Row, main
 from torch import Tensor
-from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+from transformers.models.hosts.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
-from dncli.training.distributed import keep_freed_memory
-from models import native
-from models.deformable import ms_deform_attn
+from dndetr.models import native
+from dndetr.models.deformable import ms_deform_attn
+from dndetr.training.distributed import keep_freed_memory
 
 HEADS, WIDTH, POINTS, SPREAD = 8, 32, 4, 2.0  # spread: deviation of the encoder's samples, in pixels of a level
 LARGE = [(100, 134), (50, 67), (25, 34), (13, 17)]  # an image of 800 x 1066

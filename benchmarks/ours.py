@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from dncli.presets import load_preset
-from dncli.tasks import Detection
-from dncli.training.distributed import processes
-from dncli.training.learner import Learner
-from models.hosts import build_detector
-from models.structures import Images, Target
+from dndetr.models.hosts import build_detector
+from dndetr.models.structures import Images, Target
+from dndetr.resolve import load_preset
+from dndetr.tasks import Detection
+from dndetr.training.distributed import processes
+from dndetr.training.learner import Learner
 
 Batch = tuple[Images, list[Target]]
 

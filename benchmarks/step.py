@@ -19,8 +19,8 @@ from compare import Contest, Functions, Row, main
 from ours import learner, made_up, training_step
 from torch import nn
 
-from dncli.training.evaluate import detect
-from dncli.training.precision import autocast, looking
+from dndetr.training.evaluate import detect
+from dndetr.training.precision import autocast, looking
 
 CPU, CLASSES, SIZE, TOP = torch.device("cpu"), 91, (320, 416), 300
 images, targets = made_up(2, *SIZE, objects=7, classes=CLASSES)

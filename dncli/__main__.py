@@ -1,5 +1,5 @@
-"""`python -m dncli`, for torchrun: `torchrun --nproc-per-node 2 -m dncli train`."""
+"""`python -m dndetr`, for torchrun: `torchrun --nproc-per-node 2 -m dndetr train`."""
 
-from dncli.cli import main
+from dndetr.cli import main
 
 main()

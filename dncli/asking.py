@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from dncli.config import Config
-from dncli.data.coco import Categories
-from dncli.tasks import labels_of, only, take
-from models.boxes import cxcywh_to_xyxy
-from models.denoising.noise import NoiseConfig, noise_targets
-from models.denoising.queries import Known
-from models.structures import Output, Target
+from dndetr.config import Config
+from dndetr.data.coco import Categories
+from dndetr.models.boxes import cxcywh_to_xyxy
+from dndetr.models.denoising.noise import NoiseConfig, noise_targets
+from dndetr.models.denoising.queries import Known
+from dndetr.models.structures import Output, Target
+from dndetr.tasks import labels_of, only, take
 
 Look = Callable[[Known | None], Output]  # the detector before one batch of images: told something, its matching part
 

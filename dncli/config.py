@@ -1,7 +1,7 @@
 """The one tree of settings behind every preset, override and checkpoint.
 
 Each block is a frozen dataclass beside what it configures: the host, backbone, noise, matching and losses in `models`, data
-and training here. dncli/presets.py reads YAML and overrides into this tree.
+and training here. dncli/resolve.py reads YAML and overrides into this tree.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from models.backbone import BackboneConfig
-from models.criterion import LossConfig
-from models.dab_detr import DabDetrConfig
-from models.deformable_detr import DeformableDetrConfig
-from models.denoising.noise import NoiseConfig
-from models.labels import LabelsConfig
-from models.matcher import MatchConfig
-from models.native import Choice
-from models.structures import STRICT, FieldErrors, demand, positive
+from dndetr.models.backbone import BackboneConfig
+from dndetr.models.criterion import LossConfig
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.hosts.dab_detr import DabDetrConfig
+from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
+from dndetr.models.labels import LabelsConfig
+from dndetr.models.matcher import MatchConfig
+from dndetr.models.native import Choice
+from dndetr.models.structures import STRICT, FieldErrors, demand, positive
 
 
 @dataclass(frozen=True)

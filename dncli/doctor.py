@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from dncli import __version__
-from dncli.console import in_one_line
-from dncli.files import nearest_folder
-from dncli.training.environment import package_version
-from models import native
-from models.cache import cache_folder
+from dndetr import __version__
+from dndetr.console import in_one_line
+from dndetr.files import nearest_folder
+from dndetr.models import native
+from dndetr.models.cache import cache_folder
+from dndetr.training.environment import package_version
 
 
 def doctor(op: native.Choice) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dncli.files import replace_bytes
+from dndetr.files import replace_bytes
 
 
 def panels(count: int, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from dncli.console import UserError
+from dndetr.console import UserError
 
 
 @contextmanager

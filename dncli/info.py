@@ -14,15 +14,15 @@ from rich.table import Table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.labels.embeddings import vector_length
-from dncli.presets import Resolved
-from models.backbone import WeightsError
-from models.denoising.noise import NoiseConfig, noise_targets
-from models.denoising.queries import Known
-from models.hosts import build_detector
-from models.structures import Images, Target
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.labels.embeddings import vector_length
+from dndetr.models.backbone import WeightsError
+from dndetr.models.denoising.noise import NoiseConfig, noise_targets
+from dndetr.models.denoising.queries import Known
+from dndetr.models.hosts import build_detector
+from dndetr.models.structures import Images, Target
+from dndetr.resolve import Resolved
 
 
 @dataclass(frozen=True)

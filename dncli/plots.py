@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from dncli.figures import finish, panels, save_figure
+from dndetr.figures import finish, panels, save_figure
 
 Records = Sequence[dict[str, Any]]
 

@@ -12,24 +12,24 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dncli.asking import PLAIN, Ask, Progressive
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.data.augment import fixed_view
-from dncli.data.coco import Categories
-from dncli.data.images import read_image
-from dncli.data.loader import collate
-from dncli.draw import Mark, draw_marks
-from dncli.files import replace_text, writable
-from dncli.labels.embeddings import categories_in, for_categories
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.commands import check_progressive, settings_of
-from dncli.training.distributed import choose_device
-from dncli.training.evaluate import detect
-from dncli.training.precision import check_precision, looking
-from dncli.training.prepare import categories_of, load_detector
-from dncli.training.report import Report
-from models.structures import Target
+from dndetr.asking import PLAIN, Ask, Progressive
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.data.augment import fixed_view
+from dndetr.data.coco import Categories
+from dndetr.data.images import read_image
+from dndetr.data.loader import collate
+from dndetr.draw import Mark, draw_marks
+from dndetr.files import replace_text, writable
+from dndetr.labels.embeddings import categories_in, for_categories
+from dndetr.models.structures import Target
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.commands import check_progressive, settings_of
+from dndetr.training.distributed import choose_device
+from dndetr.training.evaluate import detect
+from dndetr.training.precision import check_precision, looking
+from dndetr.training.prepare import categories_of, load_detector
+from dndetr.training.report import Report
 
 LONGEST_STEM = 240  # bytes of a name, which a number and .jpg make longer; file systems allow 255
 

@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from dncli.config import Config
-from dncli.console import brief
-from dncli.settings import Mistake, Place, Settings, is_among, is_inside
-from models.hosts import HOSTS
-from models.structures import FieldErrors
+from dndetr.config import Config
+from dndetr.console import brief
+from dndetr.models.hosts import HOSTS
+from dndetr.models.structures import FieldErrors
+from dndetr.settings import Mistake, Place, Settings, is_among, is_inside
 
 WORDS = {
     "int_type": "a whole number",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dncli.console import UserError
+from dndetr.console import UserError
 
 
 class Place(NamedTuple):

@@ -9,14 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.data.augment import image_generator
-from dncli.data.coco import Categories
-from models.criterion import Wanted
-from models.denoising.noise import NoiseConfig, noise_targets
-from models.denoising.queries import Known
-from models.structures import Target
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.data.augment import image_generator
+from dndetr.data.coco import Categories
+from dndetr.models.criterion import Wanted
+from dndetr.models.denoising.noise import NoiseConfig, noise_targets
+from dndetr.models.denoising.queries import Known
+from dndetr.models.structures import Target
 
 
 class Task(Protocol):
@@ -112,7 +112,7 @@ class HeldOut:
     """A task over some classes of a detector, where the others do not exist: neither as objects, nor as noise, nor in losses.
 
     That they have no objects is not enough. A flipped label that tells such a class would teach that its vector is always
-    wrong, and the class loss that it is background everywhere, see `models.criterion.only_taught`. So `task` is one of
+    wrong, and the class loss that it is background everywhere, see `dndetr.models.criterion.only_taught`. So `task` is one of
     F classes, counted from 0, and what it says is translated into the C classes of the detector.
     """
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchvision.models import get_model, get_model_weights
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.structures import STRICT, Feature, Images, demand
+from dndetr.models.structures import STRICT, Feature, Images, demand
 
 
 @dataclass(frozen=True)

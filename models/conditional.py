@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.denoising.queries import Queries
-from models.heads import MLP, DetectionHeads
-from models.position import encode_anchors
-from models.transformer import FeedForward, attend
+from dndetr.models.denoising.queries import Queries
+from dndetr.models.heads import MLP, DetectionHeads
+from dndetr.models.position import encode_anchors
+from dndetr.models.transformer import FeedForward, attend
 
 
 class Memory(NamedTuple):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.boxes import cxcywh_to_xyxy, generalized_iou
-from models.matcher import Matcher
-from models.structures import STRICT, Assignment, Output, Target, demand
+from dndetr.models.boxes import cxcywh_to_xyxy, generalized_iou
+from dndetr.models.matcher import Matcher
+from dndetr.models.structures import STRICT, Assignment, Output, Target, demand
 
 
 @dataclass(frozen=True)

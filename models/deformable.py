@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models import native
-from models.denoising.queries import Queries
-from models.heads import MLP, DetectionHeads
-from models.position import encode_anchors
-from models.transformer import Attention, FeedForward
+from dndetr.models import native
+from dndetr.models.denoising.queries import Queries
+from dndetr.models.heads import MLP, DetectionHeads
+from dndetr.models.position import encode_anchors
+from dndetr.models.transformer import Attention, FeedForward
 
 Shapes = Sequence[tuple[int, int]]
 

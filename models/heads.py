@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from models.boxes import inverse_sigmoid
-from models.labels import class_head
+from dndetr.models.boxes import inverse_sigmoid
+from dndetr.models.labels import class_head
 
 
 class MLP(nn.Module):

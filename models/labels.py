@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.structures import STRICT
+from dndetr.models.structures import STRICT
 
 
 @dataclass(frozen=True)

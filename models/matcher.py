@@ -11,8 +11,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from models.boxes import cxcywh_to_xyxy, generalized_iou
-from models.structures import STRICT, Assignment, Target, demand
+from dndetr.models.boxes import cxcywh_to_xyxy, generalized_iou
+from dndetr.models.structures import STRICT, Assignment, Target, demand
 
 
 @dataclass(frozen=True)

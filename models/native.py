@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 from torch import library as torch_library
 
-from models.cache import cache_folder
+from dndetr import csrc
+from dndetr.models.cache import cache_folder
 
 Choice = Literal["auto", "native", "torch"]  # native: nothing else will do; torch: never
 CHOICES = get_args(Choice)
-SOURCES = Path(__file__).resolve().parent.parent / "csrc"
+SOURCES = Path(csrc.__file__).resolve().parent
 FILES = {"cpu": ("operator.cpp", "cpu.cpp"), "cuda": ("cuda.cu",)}
 SECONDS = {"cpu": 10, "cuda": 45}  # what a build takes, roughly
 

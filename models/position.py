@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.structures import Feature
+from dndetr.models.structures import Feature
 
 
 def encode_image(feature: Feature, width: int, temperature: float, offset: float = 0.0) -> Tensor:

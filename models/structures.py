@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from models.denoising.layout import QueryLayout
+    from dndetr.models.denoising.layout import QueryLayout
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.heads import MLP
+from dndetr.models.heads import MLP
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, blocked: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """A small generated dataset: 24 training and 8 validation images of 64 x 64. Not to be changed."""
-    from dncli.data.shapes import make_shapes
+    from dndetr.data.shapes import make_shapes
 
     root = tmp_path_factory.mktemp("data") / "shapes"
     make_shapes(root, train=24, val=8, size=64, seed=3)
@@ -45,7 +45,7 @@ class Done(NamedTuple):
 @pytest.fixture
 def main(monkeypatch, capsys) -> Callable[..., Done]:
     """The command in this process: `main("eval", "--ckpt", path)`."""
-    from dncli import cli
+    from dndetr import cli
 
     def call(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["dndetr", *map(str, arguments)])

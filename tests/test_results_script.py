@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dncli.ablation.plan import read_study
-from dncli.ablation.runs import plan_trials
-from dncli.console import UserError
+from dndetr.ablation.plan import read_study
+from dndetr.ablation.runs import plan_trials
+from dndetr.console import UserError
 from tests.test_readme import ROOT, parsed
 
 NOTED = """#!{python}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dncli.ablation.estimate import estimate
-from dncli.ablation.plan import read_study
-from dncli.ablation.report import command_line, show_plan, show_results
-from dncli.ablation.runs import check_folders, plan_trials
-from dncli.ablation.study import RunsFailed, train_all
-from dncli.console import say
-from dncli.training.signals import Stopped
+from dndetr.ablation.estimate import estimate
+from dndetr.ablation.plan import read_study
+from dndetr.ablation.report import command_line, show_plan, show_results
+from dndetr.ablation.runs import check_folders, plan_trials
+from dndetr.ablation.study import RunsFailed, train_all
+from dndetr.console import say
+from dndetr.training.signals import Stopped
 
 
 def ablate(

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import torch
 
-from dncli.ablation.runs import Trial
-from dncli.ablation.study import duration, threads
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.tasks import Task, build_task
-from dncli.training import distributed
-from dncli.training.learner import Learner
-from dncli.training.prepare import build_model, load_data
+from dndetr.ablation.runs import Trial
+from dndetr.ablation.study import duration, threads
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.tasks import Task, build_task
+from dndetr.training import distributed
+from dndetr.training.learner import Learner
+from dndetr.training.prepare import build_model, load_data
 
 WARM_UP, STEPS, LONGEST = 2, 8, 20.0  # steps that do not count, steps that do, and seconds for all of them
 

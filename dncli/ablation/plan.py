@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dncli.console import UserError
-from dncli.presets import FOLDER as PRESETS
-from dncli.schema import guess, known_keys, nearest, show
-from dncli.settings import LONGEST_TEXT, Mistake, Place, compose, construct, printable, said_of
+from dndetr.console import UserError
+from dndetr.resolve import FOLDER as PRESETS
+from dndetr.schema import guess, known_keys, nearest, show
+from dndetr.settings import LONGEST_TEXT, Mistake, Place, compose, construct, printable, said_of
 
 FOLDER = PRESETS / "ablations"
 

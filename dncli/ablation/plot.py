@@ -9,9 +9,9 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from dncli.ablation.plan import Study
-from dncli.ablation.results import Measured, curve, scale_rows
-from dncli.figures import panels, save_figure
+from dndetr.ablation.plan import Study
+from dndetr.ablation.results import Measured, curve, scale_rows
+from dndetr.figures import panels, save_figure
 
 
 def plot_study(study: Study, rows: Sequence[Measured], path: Path) -> None:

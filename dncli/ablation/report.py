@@ -11,13 +11,13 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from dncli.ablation.plan import Study
-from dncli.ablation.plot import plot_study
-from dncli.ablation.results import RULE, Comparison, Measured, compare, measure, write_tables
-from dncli.ablation.runs import Trial
-from dncli.analysis.output import table
-from dncli.console import console, say
-from dncli.files import replace_text, writable
+from dndetr.ablation.plan import Study
+from dndetr.ablation.plot import plot_study
+from dndetr.ablation.results import RULE, Comparison, Measured, compare, measure, write_tables
+from dndetr.ablation.runs import Trial
+from dndetr.analysis.output import table
+from dndetr.console import console, say
+from dndetr.files import replace_text, writable
 
 COLUMNS = ("row", "seeds", "AP", "IS", "anchors", "epochs", "paper", "delta")
 LEGEND = (

@@ -10,11 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dncli.ablation.plan import Row, Study
-from dncli.ablation.runs import Trial
-from dncli.analysis.curves import crossing
-from dncli.analysis.output import save_csv
-from dncli.presets import leaves
+from dndetr.ablation.plan import Row, Study
+from dndetr.ablation.runs import Trial
+from dndetr.analysis.curves import crossing
+from dndetr.analysis.output import save_csv
+from dndetr.resolve import leaves
 
 EARLY = range(2, 7)  # epochs over which instability and anchor distance are averaged: later the orders of rows mix
 RULE = (

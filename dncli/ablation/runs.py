@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dncli.ablation.plan import Override, Row, Study
-from dncli.console import UserError, brief
-from dncli.presets import Resolved, find_preset, leaves, load_preset, read_preset, shown, to_tree, validated
-from dncli.presets import source_of as source
-from dncli.settings import Place, is_among, merge, parse_override
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.resume import FREE
-from dncli.training.run import Run, check_free
+from dndetr.ablation.plan import Override, Row, Study
+from dndetr.console import UserError, brief
+from dndetr.resolve import Resolved, find_preset, leaves, load_preset, read_preset, shown, to_tree, validated
+from dndetr.resolve import source_of as source
+from dndetr.settings import Place, is_among, merge, parse_override
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.resume import FREE
+from dndetr.training.run import Run, check_free
 
 MAY_DIFFER = tuple(key for key in FREE if key != "train.epochs")  # from the plan, in a run that is there already
 

@@ -18,12 +18,12 @@ from typing import IO
 import torch
 from rich.progress import Progress
 
-from dncli.ablation.runs import Trial
-from dncli.console import UserError, console, say
-from dncli.files import replace_text, writable
-from dncli.presets import to_yaml
-from dncli.training.report import progress_bar
-from dncli.training.signals import Stop, Stopped
+from dndetr.ablation.runs import Trial
+from dndetr.console import UserError, console, say
+from dndetr.files import replace_text, writable
+from dndetr.resolve import to_yaml
+from dndetr.training.report import progress_bar
+from dndetr.training.signals import Stop, Stopped
 
 LOOK = 0.2  # seconds between looks at the processes
 COUNT = 2.0  # seconds between counts of their epochs
@@ -143,7 +143,7 @@ def start(trial: Trial, slot: int, jobs: int, lock: int) -> Child:
 
 def train_command(trial: Trial) -> list[str]:
     where = ["--resume" if trial.begun else "--out", str(trial.folder)]
-    return [sys.executable, "-m", "dncli", "train", "--preset", str(trial.settings), *where]
+    return [sys.executable, "-m", "dndetr", "train", "--preset", str(trial.settings), *where]
 
 
 def surroundings(slot: int, jobs: int) -> dict[str, str]:

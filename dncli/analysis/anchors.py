@@ -15,19 +15,19 @@ from matplotlib.patches import Rectangle
 from rich.markup import escape
 from rich.table import Table
 
-from dncli.analysis.output import say, show, table, writing
-from dncli.analysis.runs import answers, open_runs
-from dncli.console import UserError
-from dncli.data.coco import ImageRecord, Split
-from dncli.data.images import read_image
-from dncli.figures import finish, panels, save_figure
-from dncli.training.checkpoint import find_checkpoint, load_checkpoint
-from dncli.training.commands import settings_of
-from dncli.training.evaluate import anchor_distances, match_vectors, matched_anchors
-from dncli.training.prepare import categories_of, load_validation
-from dncli.training.run import Run
-from models.matcher import Matcher
-from models.structures import Output, Target
+from dndetr.analysis.output import say, show, table, writing
+from dndetr.analysis.runs import answers, open_runs
+from dndetr.console import UserError
+from dndetr.data.coco import ImageRecord, Split
+from dndetr.data.images import read_image
+from dndetr.figures import finish, panels, save_figure
+from dndetr.models.matcher import Matcher
+from dndetr.models.structures import Output, Target
+from dndetr.training.checkpoint import find_checkpoint, load_checkpoint
+from dndetr.training.commands import settings_of
+from dndetr.training.evaluate import anchor_distances, match_vectors, matched_anchors
+from dndetr.training.prepare import categories_of, load_validation
+from dndetr.training.run import Run
 
 BINS = 30  # of the histogram
 COLOURS = "coolwarm"  # cooler is shorter, as in Fig. 4

@@ -10,17 +10,17 @@ import numpy as np
 from matplotlib import colormaps
 from rich.table import Table
 
-from dncli.analysis.instability import Matches, difference, instability, largest_instability, layer_instability
-from dncli.analysis.output import save_csv, say, show, table, writing
-from dncli.analysis.runs import answers, checkpoints_by_epoch, open_runs, stored_matches
-from dncli.console import UserError
-from dncli.figures import finish, panels, save_figure
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.commands import settings_of
-from dncli.training.evaluate import examine, matches_of
-from dncli.training.prepare import categories_of, load_validation
-from dncli.training.run import Run
-from models.matcher import Matcher
+from dndetr.analysis.instability import Matches, difference, instability, largest_instability, layer_instability
+from dndetr.analysis.output import save_csv, say, show, table, writing
+from dndetr.analysis.runs import answers, checkpoints_by_epoch, open_runs, stored_matches
+from dndetr.console import UserError
+from dndetr.figures import finish, panels, save_figure
+from dndetr.models.matcher import Matcher
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.commands import settings_of
+from dndetr.training.evaluate import examine, matches_of
+from dndetr.training.prepare import categories_of, load_validation
+from dndetr.training.run import Run
 
 EARLY = range(2, 7)  # epochs whose mean is given: the matching is least stable, and runs differ most
 MENDED = "leave out what does not belong by removing its files"

@@ -11,19 +11,19 @@ from typing import NamedTuple
 import torch
 from rich.table import Table
 
-from dncli.analysis.output import say, show, table
-from dncli.config import Config
-from dncli.data.coco import Categories
-from dncli.data.loader import Part
-from dncli.info import build, multiply_adds, told
-from dncli.presets import load_preset
-from dncli.tasks import Detection
-from dncli.training.distributed import choose_device
-from dncli.training.learner import Learner
-from dncli.training.prepare import build_model
-from dncli.training.report import Report
-from models.denoising.noise import NoiseConfig
-from models.structures import FieldErrors, Images, Target
+from dndetr.analysis.output import say, show, table
+from dndetr.config import Config
+from dndetr.data.coco import Categories
+from dndetr.data.loader import Part
+from dndetr.info import build, multiply_adds, told
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.structures import FieldErrors, Images, Target
+from dndetr.resolve import load_preset
+from dndetr.tasks import Detection
+from dndetr.training.distributed import choose_device
+from dndetr.training.learner import Learner
+from dndetr.training.prepare import build_model
+from dndetr.training.report import Report
 
 CLASSES = 91  # what the reference uses for COCO
 OBJECTS = 7  # an image, about what COCO has

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from rich.markup import escape
 from rich.table import Table
 
-from dncli.analysis.output import say, show, table, writing
-from dncli.analysis.runs import open_runs, records_of
-from dncli.console import UserError
-from dncli.figures import finish, panels, save_figure
+from dndetr.analysis.output import say, show, table, writing
+from dndetr.analysis.runs import open_runs, records_of
+from dndetr.console import UserError
+from dndetr.figures import finish, panels, save_figure
 
 
 class Curve(NamedTuple):

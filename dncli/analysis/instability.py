@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dncli.console import UserError
-from dncli.files import replace_bytes
+from dndetr.console import UserError
+from dndetr.files import replace_bytes
 
 
 class Matches(NamedTuple):

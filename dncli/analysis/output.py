@@ -12,8 +12,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from dncli.console import console
-from dncli.files import replace_text, writable
+from dndetr.console import console
+from dndetr.files import replace_text, writable
 
 
 @contextlib.contextmanager

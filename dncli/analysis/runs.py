@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-from dncli.analysis.instability import Matches, load_matches
-from dncli.asking import Answer, build_ask
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.training.checkpoint import NAMES, Checkpoint, load_checkpoint
-from dncli.training.distributed import choose_device
-from dncli.training.precision import check_precision, looking
-from dncli.training.prepare import Validation, categories_of, load_detector
-from dncli.training.report import Report
-from dncli.training.run import Run
+from dndetr.analysis.instability import Matches, load_matches
+from dndetr.asking import Answer, build_ask
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.training.checkpoint import NAMES, Checkpoint, load_checkpoint
+from dndetr.training.distributed import choose_device
+from dndetr.training.precision import check_precision, looking
+from dndetr.training.prepare import Validation, categories_of, load_detector
+from dndetr.training.report import Report
+from dndetr.training.run import Run
 
 
 def open_runs(paths: Sequence[str | Path]) -> dict[str, Run]:

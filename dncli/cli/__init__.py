@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from dncli import __version__
-from dncli.cli import ablate, about, analyze, data, detector, known, labels
-from dncli.console import UserError, fail, in_one_line, listen
+from dndetr import __version__
+from dndetr.cli import ablate, about, analyze, data, detector, known, labels
+from dndetr.console import UserError, fail, in_one_line, listen
 
 PATIENCE = 10  # seconds; who leaves at once would have the first process ended before it speaks
 EXIT_USER, EXIT_INTERRUPTED = 2, 130
@@ -85,7 +85,7 @@ def usage(error: Exception, arguments: list[str]) -> list[str]:
     lines = [f"{path}: {message} (see {path} --help)"] if message else []  # without a command the help says it all
     flag = getattr(error, "option_name", None)
     if flag is not None and path in ("dndetr train", "dndetr eval", "dndetr info"):
-        from dncli.schema import override_for
+        from dndetr.schema import override_for
 
         value = next((a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")), "")
         if not value and flag in arguments[:-1]:

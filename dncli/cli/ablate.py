@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dncli.cli.options import Overrides, preset_names
+from dndetr.cli.options import Overrides, preset_names
 
 
 def study_names(incomplete: str) -> list[str]:
-    from dncli.ablation.plan import shipped
+    from dndetr.ablation.plan import shipped
 
     return [name for name in shipped() if name.startswith(incomplete)]
 
@@ -55,6 +55,6 @@ def ablate(
 
     Example: [bold]dndetr ablate noise --preset dn-deform-tiny --dry-run[/bold]
     """
-    from dncli.ablation.command import ablate as run
+    from dndetr.ablation.command import ablate as run
 
     run(study, preset, overrides or [], seeds=seeds, first_seed=first_seed, jobs=jobs, out=out, dry_run=dry_run)

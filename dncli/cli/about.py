@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dncli.cli.options import Overrides, preset_names
-from dncli.console import UserError, console, fail, say
+from dndetr.cli.options import Overrides, preset_names
+from dndetr.console import UserError, console, fail, say
 
 EXIT_PROBLEMS = 1
 
@@ -23,7 +23,7 @@ def presets(
 
     Example: [bold]dndetr presets dn-deform-tiny[/bold]
     """
-    from dncli import presets as library
+    from dndetr import resolve as library
 
     if name is not None:
         return say(library.to_yaml(library.load_preset(name)))
@@ -43,8 +43,8 @@ def info(
 
     Example: [bold]dndetr info dn-dab-r50-50ep noise.groups=10[/bold]
     """
-    from dncli.info import info, report
-    from dncli.presets import load_preset
+    from dndetr.info import info, report
+    from dndetr.resolve import load_preset
 
     resolved = load_preset(preset, overrides or [])
     console.print(report(resolved, info(resolved)))
@@ -64,14 +64,14 @@ def doctor(
     Example: [bold]dndetr doctor[/bold]
     """
     if replay is not None:
-        from dncli.training.incidents import replay as compute_again
+        from dndetr.training.incidents import replay as compute_again
 
         return say("\n".join(compute_again(replay)))
-    from models.native import CHOICES
+    from dndetr.models.native import CHOICES
 
     if op not in CHOICES:
         raise UserError(f"--op must be {' or '.join(CHOICES)}, got {op!r}")
-    from dncli.doctor import doctor
+    from dndetr.doctor import doctor
 
     findings, problems = doctor(op)
     say(findings)

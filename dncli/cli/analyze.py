@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dncli.cli.options import Overrides, TrustPickle, preset_names
+from dndetr.cli.options import Overrides, TrustPickle, preset_names
 
 app = typer.Typer(no_args_is_help=True, help="Measure runs as the paper does: matching, anchors, curves and cost.")
 
@@ -36,7 +36,7 @@ def instability(
 
     Example: [bold]dndetr analyze is --ckpt runs/dn --ckpt runs/baseline[/bold]
     """
-    from dncli.analysis.changes import analyze_instability
+    from dndetr.analysis.changes import analyze_instability
 
     analyze_instability(ckpt, layers=layers, recompute=recompute, overrides=overrides or [], out=out, trust=trust)
 
@@ -53,7 +53,7 @@ def anchors(
 
     Example: [bold]dndetr analyze anchors --ckpt runs/dn --ckpt runs/baseline --images 6[/bold]
     """
-    from dncli.analysis.anchors import analyze_anchors
+    from dndetr.analysis.anchors import analyze_anchors
 
     analyze_anchors(ckpt, images=images, overrides=overrides or [], out=out, trust=trust)
 
@@ -64,7 +64,7 @@ def curves(run: Runs, out: Out = None) -> None:
 
     Example: [bold]dndetr analyze curves --run runs/dn --run runs/baseline[/bold]
     """
-    from dncli.analysis.curves import analyze_curves
+    from dndetr.analysis.curves import analyze_curves
 
     analyze_curves(run, out=out)
 
@@ -87,6 +87,6 @@ def cost(
 
     Example: [bold]dndetr analyze cost --preset dn-dab-r50-50ep --steps 0[/bold]
     """
-    from dncli.analysis.cost import analyze_cost
+    from dndetr.analysis.cost import analyze_cost
 
     analyze_cost(preset, overrides or [], steps=steps, size=size, batch=batch)

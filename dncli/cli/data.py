@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dncli.console import say
+from dndetr.console import say
 
 EXIT_DEFECTS = 1
 
@@ -26,7 +26,7 @@ def shapes(
 
     Example: [bold]dndetr data shapes --out shapes --train 500[/bold]
     """
-    from dncli.data.shapes import make_shapes
+    from dndetr.data.shapes import make_shapes
 
     make_shapes(out, train=train, val=val, size=size, seed=seed)
     say(f"{out}: {train} training and {val} validation images")
@@ -43,8 +43,8 @@ def check(
 
     Example: [bold]dndetr data check COCO --queries 300[/bold]
     """
-    from dncli.data.check import check_dataset, lines
-    from dncli.training.report import Report
+    from dndetr.data.check import check_dataset, lines
+    from dndetr.training.report import Report
 
     report = check_dataset(root, queries, track=lambda images: Report().track(images, "opening images"))
     say("\n".join(lines(report)))

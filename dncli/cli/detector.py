@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dncli.cli.options import DEFAULT_PRESET, Checkpoint, Overrides, Progressive, Sure, TrustPickle, preset_names
-from dncli.console import UserError
+from dndetr.cli.options import DEFAULT_PRESET, Checkpoint, Overrides, Progressive, Sure, TrustPickle, preset_names
+from dndetr.console import UserError
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
 
     Example: [bold]dndetr train --preset dn-deform-r50-12ep data.root=COCO[/bold]
     """
-    from dncli.presets import load_preset
+    from dndetr.resolve import load_preset
 
     if resume and (out or init_from or overwrite):
         raise UserError("--resume goes on with a run as it is: leave out --out, --init-from and --overwrite")
@@ -48,12 +48,12 @@ def train(
         raise UserError("--allow-change is for --resume: a new run has no settings yet that could differ")
     source = preset or DEFAULT_PRESET
     if resume and not preset:
-        from dncli.training.resume import settings_file
+        from dndetr.training.resume import settings_file
 
         source = settings_file(resume)
     resolved = load_preset(source, overrides or [])
 
-    from dncli.training.loop import train
+    from dndetr.training.loop import train
 
     train(
         resolved,
@@ -93,7 +93,7 @@ def evaluate(
 
     Example: [bold]dndetr eval --ckpt runs/dn-deform-tiny[/bold]
     """
-    from dncli.training.commands import Telling, evaluate_command
+    from dndetr.training.commands import Telling, evaluate_command
 
     telling = Telling(labels_from, likely, progressive, sure)
     evaluate_command(ckpt, overrides or [], json, telling=telling, embeddings=embeddings, trust=trust)
@@ -118,6 +118,6 @@ def predict(
 
     Example: [bold]dndetr predict --ckpt runs/demo photo.jpg --out pictures[/bold]
     """
-    from dncli.predict import predict
+    from dndetr.predict import predict
 
     predict(ckpt, paths, out, threshold, rounds=progressive, sure=sure, embeddings=embeddings, trust=trust)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dncli.cli.options import DEFAULT_PRESET, Checkpoint, Overrides, TrustPickle, preset_names
+from dndetr.cli.options import DEFAULT_PRESET, Checkpoint, Overrides, TrustPickle, preset_names
 
 
 def known_objects(
@@ -35,7 +35,7 @@ def known_objects(
 
     Example: [bold]dndetr known-objects --split 0.7 --seeds 3[/bold]
     """
-    from dncli.known.objects import known_objects
+    from dndetr.known.objects import known_objects
 
     names = [name.strip() for name in (unknown or "").split(",") if name.strip()]
     options = {"seed": seed, "seeds": seeds, "jobs": jobs, "out": out, "dry_run": dry_run}
@@ -56,6 +56,6 @@ def known_labels(
 
     Example: [bold]dndetr known-labels --ckpt runs/dn-deform-tiny --epochs 2[/bold]
     """
-    from dncli.known.labels import known_labels
+    from dndetr.known.labels import known_labels
 
     known_labels(ckpt, overrides or [], epochs=epochs, control=control, out=out, trust=trust)

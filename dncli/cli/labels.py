@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dncli.cli.options import Checkpoint, Overrides, TrustPickle
-from dncli.console import UserError, say
+from dndetr.cli.options import Checkpoint, Overrides, TrustPickle
+from dndetr.console import UserError, say
 
 app = typer.Typer(no_args_is_help=True, help="Embed the names of classes, or find out which classes an image has.")
 
@@ -29,8 +29,8 @@ def embed(
         raise UserError(f"{out}: exists; give a new file with --out")
     if not names and data is None:
         raise UserError("nothing to embed: give class names, or a dataset with --data")
-    from dncli.labels.embeddings import write_vectors
-    from dncli.labels.text import MODEL, class_names, embed_names
+    from dndetr.labels.embeddings import write_vectors
+    from dndetr.labels.text import MODEL, class_names, embed_names
 
     vectors = embed_names([*(class_names(data) if data else ()), *(names or ())])
     write_vectors(out, vectors, {"model": MODEL})
@@ -50,6 +50,6 @@ def classify(
 
     Example: [bold]dndetr labels classify --ckpt runs/dn-deform-tiny --out labels.json[/bold]
     """
-    from dncli.labels.classify import classify
+    from dndetr.labels.classify import classify
 
     classify(ckpt, out, overrides or [], epochs=epochs, seed=seed, trust=trust)

@@ -11,7 +11,7 @@ DEFAULT_PRESET = "dn-deform-tiny"
 
 
 def preset_names(incomplete: str) -> list[str]:
-    from dncli.presets import FOLDER
+    from dndetr.resolve import FOLDER
 
     return sorted(path.stem for path in FOLDER.glob(f"{incomplete}*.yaml"))
 

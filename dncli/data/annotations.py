@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from dncli.console import brief
-from dncli.data.boxes import LEAST, clipped, leaves
+from dndetr.console import brief
+from dndetr.data.boxes import LEAST, clipped, leaves
 
 AREA = 1e10  # square pixels: COCO's evaluation ignores whatever is larger, or below 0
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what no terminal and no log shows as it is
@@ -65,6 +65,7 @@ class Object:
     category_id: int
     box: tuple[float, float, float, float]  # x, y, width, height in pixels, as written
     crowd: bool
+    area: float | None  # of its mask, in pixels; None where the file has none
 
 
 @dataclass
@@ -201,7 +202,7 @@ def add_object(found: Annotations, entry: dict[str, Any], place: str) -> None:
         check_box(found, image, box, place, about)
         check_mask(found, image, entry, place, about)
         category, crowd = entry["category_id"], bool(entry.get("iscrowd", 0))
-        found.objects.append(Object(entry["id"], image.id, category, box, crowd))
+        found.objects.append(Object(entry["id"], image.id, category, box, crowd, entry.get("area")))
 
 
 def check_box(found: Annotations, image: Image, box: tuple[float, ...], place: str, about: dict[str, Any]) -> None:

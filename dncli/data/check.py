@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dncli.console import UserError
-from dncli.data import annotations as kinds
-from dncli.data.annotations import Annotations, Defect, read_annotations
-from dncli.data.boxes import inside
-from dncli.data.coco import SPLITS, find_split, is_trained_on, lacking, resolve_root
-from dncli.data.images import SizeError, read_image
+from dndetr.console import UserError
+from dndetr.data import annotations as kinds
+from dndetr.data.annotations import Annotations, Defect, read_annotations
+from dndetr.data.boxes import inside
+from dndetr.data.coco import SPLITS, find_split, is_trained_on, lacking, resolve_root
+from dndetr.data.images import SizeError, read_image
 
 SIDES = {"small": 32, "medium": 96, "large": math.inf}  # COCO's sizes: root of the box's area in pixels, below
 

@@ -10,12 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dncli.console import UserError
-from dncli.data.annotations import HARMLESS, REPAIRED, Annotations, Object, read_annotations
-from dncli.data.boxes import clipped
+from dndetr.console import UserError
+from dndetr.data.annotations import HARMLESS, REPAIRED, Annotations, Object, read_annotations
+from dndetr.data.boxes import clipped
 
 SPLITS = ("train", "val")
 SHOWN = 10  # defects that an error lists
@@ -58,11 +59,21 @@ class Objects:
         return len(self.labels)
 
 
+class Written(NamedTuple):
+    """All K entries of the annotations as they are written, crowds and boxes outside of their images included."""
+
+    image_ids: np.ndarray  # (K,) int64
+    category_ids: np.ndarray  # (K,) int64
+    boxes: np.ndarray  # (K, 4) float64 x, y, width, height in pixels
+    areas: np.ndarray  # (K,) float64, the box's where none is written
+    crowds: np.ndarray  # (K,) bool
+
+
 @dataclass(frozen=True)
 class Split:
     """The training or the validation images with their objects.
 
-    Crowds are no objects here: nothing is trained on them. Evaluation reads them from `annotation_file`.
+    Crowds are no objects here: nothing is trained on them. Evaluation finds them in `written`.
     """
 
     name: str
@@ -73,6 +84,7 @@ class Split:
     labels: Tensor  # of all objects, image after image
     boxes: Tensor
     spans: dict[int, tuple[int, int]]  # image id -> first and last + 1 of its objects
+    written: Written
 
     def objects(self, image_id: int) -> Objects:
         first, last = self.spans[image_id]
@@ -92,7 +104,7 @@ class SplitFiles(NamedTuple):
 def resolve_root(config_root: str) -> Path:
     """The folder that `data.root` means: a path, or `shapes` for the generated dataset, which is made if need be."""
     if config_root == "shapes":
-        from dncli.data.shapes import shapes_root
+        from dndetr.data.shapes import shapes_root
 
         return shapes_root()
     return Path(os.path.expanduser(config_root))
@@ -203,4 +215,19 @@ def pack(found: Annotations, name: str, image_folder: Path, categories: Categori
         labels=torch.tensor(labels, dtype=torch.int64),
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         spans=spans,
+        written=as_written(found.objects),
+    )
+
+
+def as_written(objects: Sequence[Object]) -> Written:
+    boxes = np.array([item.box for item in objects], dtype=np.float64).reshape(-1, 4)
+    areas = np.array([np.nan if item.area is None else item.area for item in objects], dtype=np.float64)
+    with np.errstate(over="ignore"):  # a box may be as large as floats are
+        of_boxes = boxes[:, 2] * boxes[:, 3]
+    return Written(
+        image_ids=np.array([item.image_id for item in objects], dtype=np.int64),
+        category_ids=np.array([item.category_id for item in objects], dtype=np.int64),
+        boxes=boxes,
+        areas=np.where(np.isnan(areas), of_boxes, areas),
+        crowds=np.array([item.crowd for item in objects], dtype=bool),
     )

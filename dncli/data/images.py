@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from dncli.console import UserError, in_one_line
-from dncli.data.annotations import UNPRINTABLE
+from dndetr.console import UserError, in_one_line
+from dndetr.data.annotations import UNPRINTABLE
 
 # Aerial pictures of hundreds of megapixels are read; a file that is far too small for its pixels is not a picture.
 LARGE = 90_000_000  # pixels up to which no file can do harm

@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dncli.config import DataConfig
-from dncli.console import UserError
-from dncli.data.augment import fixed_view, image_generator, training_view
-from dncli.data.coco import Split
-from dncli.data.images import read_image
-from models.structures import Images, Target
+from dndetr.config import DataConfig
+from dndetr.console import UserError
+from dndetr.data.augment import fixed_view, image_generator, training_view
+from dndetr.data.coco import Split
+from dndetr.data.images import read_image
+from dndetr.models.structures import Images, Target
 
 Key = tuple[int, int]  # epoch and index of an image
 Sample = tuple[torch.Tensor, Target]  # (3, h, w) and its objects

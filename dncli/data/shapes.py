@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from dncli.console import UserError, say
-from dncli.files import writable
-from models.cache import cache_folder
+from dndetr.console import UserError, say
+from dndetr.files import writable
+from dndetr.models.cache import cache_folder
 
 VERSION = 1  # of the drawing: another one is another dataset
 CATEGORIES = {1: "circle", 2: "square", 4: "triangle", 7: "star", 11: "cross", 16: "ring"}  # gaps, as in COCO

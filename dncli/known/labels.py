@@ -16,21 +16,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dncli.ablation.report import as_pipes, as_table
-from dncli.ablation.results import percent
-from dncli.asking import Ask, GivenLabels, Plain
-from dncli.config import Config
-from dncli.console import UserError, console, say
-from dncli.files import replace_text, writable
-from dncli.presets import Resolved, from_tree, load_preset
-from dncli.settings import dump
-from dncli.tasks import labels_of
-from dncli.training import distributed
-from dncli.training.checkpoint import Checkpoint, load_checkpoint
-from dncli.training.commands import measure
-from dncli.training.loop import train
-from dncli.training.prepare import categories_of
-from dncli.training.run import Run
+from dndetr.ablation.report import as_pipes, as_table
+from dndetr.ablation.results import percent
+from dndetr.asking import Ask, GivenLabels, Plain
+from dndetr.config import Config
+from dndetr.console import UserError, console, say
+from dndetr.files import replace_text, writable
+from dndetr.resolve import Resolved, from_tree, load_preset
+from dndetr.settings import dump
+from dndetr.tasks import labels_of
+from dndetr.training import distributed
+from dndetr.training.checkpoint import Checkpoint, load_checkpoint
+from dndetr.training.commands import measure
+from dndetr.training.loop import train
+from dndetr.training.prepare import categories_of
+from dndetr.training.run import Run
 
 NEVER = 10_000  # epochs: no drop of the rate
 NOTHING, LEFT_OUT, TOLD = "no labels", "no labels, absent classes left out", "known labels"

@@ -18,22 +18,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from dncli.ablation.plan import Override, Row, Study
-from dncli.ablation.report import QUESTIONS, answers, as_pipes, as_table, mean_and_spread
-from dncli.ablation.results import Comparison, number, paired, percent
-from dncli.ablation.runs import Trial, check_folders, plan_trials
-from dncli.ablation.study import train_all
-from dncli.analysis.output import save_csv
-from dncli.asking import GivenObjects
-from dncli.console import UserError, console, say
-from dncli.data.coco import load_split, resolve_root
-from dncli.files import replace_text, writable
-from dncli.presets import from_tree, load_preset
-from dncli.settings import Place
-from dncli.tasks import labels_of
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.commands import measure
-from dncli.training.prepare import categories_of
+from dndetr.ablation.plan import Override, Row, Study
+from dndetr.ablation.report import QUESTIONS, answers, as_pipes, as_table, mean_and_spread
+from dndetr.ablation.results import Comparison, number, paired, percent
+from dndetr.ablation.runs import Trial, check_folders, plan_trials
+from dndetr.ablation.study import train_all
+from dndetr.analysis.output import save_csv
+from dndetr.asking import GivenObjects
+from dndetr.console import UserError, console, say
+from dndetr.data.coco import load_split, resolve_root
+from dndetr.files import replace_text, writable
+from dndetr.resolve import from_tree, load_preset
+from dndetr.settings import Place
+from dndetr.tasks import labels_of
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.commands import measure
+from dndetr.training.prepare import categories_of
 
 PAPER = {0.7: (38.4, 42.1, 42.9), 0.5: (37.8, 39.1, 40.3)}  # DAB-DETR, DN-DETR, AP(Cond)
 RULE = (

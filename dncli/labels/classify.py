@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.data.coco import Split, load_split, resolve_root
-from dncli.data.loader import Batches, DetectionDataset, Part, eval_loader
-from dncli.files import replace_text, writable
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.commands import settings_of
-from dncli.training.distributed import choose_device
-from dncli.training.prepare import categories_of, load_detector
-from dncli.training.report import Report
-from models.structures import Feature
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.data.coco import Split, load_split, resolve_root
+from dndetr.data.loader import Batches, DetectionDataset, Part, eval_loader
+from dndetr.files import replace_text, writable
+from dndetr.models.structures import Feature
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.commands import settings_of
+from dndetr.training.distributed import choose_device
+from dndetr.training.prepare import categories_of, load_detector
+from dndetr.training.report import Report
 
 HIDDEN, DROPOUT = 256, 0.5
 BATCH, RATE, DECAY = 64, 1e-3, 1e-2  # of AdamW

@@ -11,12 +11,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.data.coco import Categories
-from dncli.files import replace_bytes, writable
-from dncli.training.checkpoint import Checkpoint
-from models.labels import holds_embeddings, unit
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.data.coco import Categories
+from dndetr.files import replace_bytes, writable
+from dndetr.models.labels import holds_embeddings, unit
+from dndetr.training.checkpoint import Checkpoint
 
 SHOWN = 10  # missing names that an error lists
 

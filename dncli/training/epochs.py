@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dncli.analysis.instability import difference, instability
-from dncli.asking import build_ask
-from dncli.config import Config
-from dncli.data.loader import Part
-from dncli.files import replace_text
-from dncli.plots import plot_run
-from dncli.presets import to_tree
-from dncli.tasks import build_task
-from dncli.training import distributed
-from dncli.training.checkpoint import Checkpoint, save_checkpoint
-from dncli.training.evaluate import METRICS, Evaluation, evaluate
-from dncli.training.learner import Learner, NotFinite
-from dncli.training.pictures import draw_samples
-from dncli.training.prepare import Data
-from dncli.training.report import Report, Waiting, ending, epoch_line, memory
-from dncli.training.run import Run
-from dncli.training.signals import Stop, Stopped
-from models.matcher import Matcher
+from dndetr.analysis.instability import difference, instability
+from dndetr.asking import build_ask
+from dndetr.config import Config
+from dndetr.data.loader import Part
+from dndetr.files import replace_text
+from dndetr.models.matcher import Matcher
+from dndetr.plots import plot_run
+from dndetr.resolve import to_tree
+from dndetr.tasks import build_task
+from dndetr.training import distributed
+from dndetr.training.checkpoint import Checkpoint, save_checkpoint
+from dndetr.training.evaluate import METRICS, Evaluation, evaluate
+from dndetr.training.learner import Learner, NotFinite
+from dndetr.training.pictures import draw_samples
+from dndetr.training.prepare import Data
+from dndetr.training.report import Report, Waiting, ending, epoch_line, memory
+from dndetr.training.run import Run
+from dndetr.training.signals import Stop, Stopped
 
 STATUS_SECONDS = 0.5  # between looks at the losses, for which a GPU must be waited for
 

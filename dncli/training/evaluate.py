@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,16 +15,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
-from dncli.analysis.instability import Matches
-from dncli.asking import PLAIN, Ask
-from dncli.console import UserError
-from dncli.data.boxes import inside
-from dncli.data.coco import Split
-from dncli.training import distributed
-from dncli.training.precision import looking
-from models.boxes import cxcywh_to_xyxy
-from models.matcher import Matcher
-from models.structures import Images, Output, Target
+from dndetr.analysis.instability import Matches
+from dndetr.asking import PLAIN, Ask
+from dndetr.console import UserError
+from dndetr.data.boxes import inside
+from dndetr.data.coco import Split
+from dndetr.models.boxes import cxcywh_to_xyxy
+from dndetr.models.matcher import Matcher
+from dndetr.models.structures import Images, Output, Target
+from dndetr.training import distributed
+from dndetr.training.precision import looking
 
 METRICS = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "ar1", "ar10", "ar100", "ar_s", "ar_m", "ar_l")
 
@@ -225,21 +224,19 @@ def ground_truth(split: Split, found: frozenset[int] | None = None) -> COCO:
     """
     annotations = []
     images = {image.id: image for image in split.images}
-    for entry in json.loads(split.annotation_file.read_bytes())["annotations"]:
-        image = images[entry["image_id"]]
-        box = inside(entry["bbox"], image.width, image.height)
+    for image_id, category_id, written, area, crowd in zip(*(column.tolist() for column in split.written), strict=True):
+        image = images[image_id]
+        box = inside(written, image.width, image.height)
         if box is None:
             continue
-        whole = box[2] * box[3]
-        area = entry.get("area") or whole
         annotations.append(
             {
                 "id": len(annotations) + 1,
-                "image_id": image.id,
-                "category_id": entry["category_id"],
+                "image_id": image_id,
+                "category_id": category_id,
                 "bbox": box,
-                "area": area if box is entry["bbox"] else min(area, whole),
-                "iscrowd": int(entry.get("iscrowd") or 0),
+                "area": area if box is written else min(area, box[2] * box[3]),
+                "iscrowd": int(crowd),
             }
         )
     categories = list(zip(split.categories.ids, split.categories.names, strict=True))

@@ -10,25 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.data.coco import Categories
-from dncli.data.loader import Packed, Part, packed, unpacked
-from dncli.labels.embeddings import stored_embeddings
-from dncli.presets import from_tree, to_tree
-from dncli.tasks import Task, build_task
-from dncli.training import distributed
-from dncli.training.checkpoint import load_weights
-from dncli.training.learner import Incident, not_finite, seed_step
-from dncli.training.precision import autocast, check_precision, in_fp32
-from dncli.training.prepare import Data, shorten
-from dncli.training.run import Run
-from dncli.training.values import load_values, save_values
-from models import native
-from models.criterion import Criterion
-from models.hosts import build_detector
-from models.matcher import Matcher
-from models.structures import Output
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.data.coco import Categories
+from dndetr.data.loader import Packed, Part, packed, unpacked
+from dndetr.labels.embeddings import stored_embeddings
+from dndetr.models import native
+from dndetr.models.criterion import Criterion
+from dndetr.models.hosts import build_detector
+from dndetr.models.matcher import Matcher
+from dndetr.models.structures import Output
+from dndetr.resolve import from_tree, to_tree
+from dndetr.tasks import Task, build_task
+from dndetr.training import distributed
+from dndetr.training.checkpoint import load_weights
+from dndetr.training.learner import Incident, not_finite, seed_step
+from dndetr.training.precision import autocast, check_precision, in_fp32
+from dndetr.training.prepare import Data, shorten
+from dndetr.training.run import Run
+from dndetr.training.values import load_values, save_values
 
 KIND = "dndetr incident 3"
 

@@ -17,18 +17,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.data.loader import Part
-from dncli.tasks import Task
-from dncli.training import distributed
-from dncli.training.checkpoint import Checkpoint, load_weights
-from dncli.training.optim import build_optimizer, rate_factor, set_rate
-from dncli.training.precision import autocast, check_precision, in_fp32
-from models.criterion import Criterion, Losses, Wanted
-from models.denoising.queries import Known
-from models.matcher import Matcher
-from models.structures import Images
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.data.loader import Part
+from dndetr.models.criterion import Criterion, Losses, Wanted
+from dndetr.models.denoising.queries import Known
+from dndetr.models.matcher import Matcher
+from dndetr.models.structures import Images
+from dndetr.tasks import Task
+from dndetr.training import distributed
+from dndetr.training.checkpoint import Checkpoint, load_weights
+from dndetr.training.optim import build_optimizer, rate_factor, set_rate
+from dndetr.training.precision import autocast, check_precision, in_fp32
 
 logger = logging.getLogger("dndetr")
 REMEDY = "try a lower train.lr, more train.warmup_steps or train.precision=fp32"

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import torch
 
-from dncli.config import Config
-from dncli.presets import Resolved, to_tree
-from dncli.training import distributed
-from dncli.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
-from dncli.training.determinism import be_deterministic
-from dncli.training.epochs import Training, new_checkpoint
-from dncli.training.evaluate import counter_class
-from dncli.training.incidents import keeper
-from dncli.training.learner import Learner
-from dncli.training.precision import check_precision
-from dncli.training.prepare import Data, begin, build_model, load_data
-from dncli.training.report import Report, plan
-from dncli.training.resume import check_allowed, check_data, check_settings, position, restarted, run_folder
-from dncli.training.run import CHECKPOINTS_AT_ONCE, Run, check_free, create_run, reopen_run
+from dndetr.config import Config
+from dndetr.resolve import Resolved, to_tree
+from dndetr.training import distributed
+from dndetr.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
+from dndetr.training.determinism import be_deterministic
+from dndetr.training.epochs import Training, new_checkpoint
+from dndetr.training.evaluate import counter_class
+from dndetr.training.incidents import keeper
+from dndetr.training.learner import Learner
+from dndetr.training.precision import check_precision
+from dndetr.training.prepare import Data, begin, build_model, load_data
+from dndetr.training.report import Report, plan
+from dndetr.training.resume import check_allowed, check_data, check_settings, position, restarted, run_folder
+from dndetr.training.run import CHECKPOINTS_AT_ONCE, Run, check_free, create_run, reopen_run
 
 
 def train(

@@ -8,9 +8,9 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
-from dncli.data.coco import Categories, Split
-from dncli.data.images import read_image
-from dncli.draw import Mark, draw_marks, side_by_side
+from dndetr.data.coco import Categories, Split
+from dndetr.data.images import read_image
+from dndetr.draw import Mark, draw_marks, side_by_side
 
 SHOWN = 8  # images
 THRESHOLD = 0.3  # score from which a detection is drawn

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from dncli.asking import Look
-from dncli.config import Config
-from dncli.console import UserError
-from models.denoising.queries import Known
-from models.structures import Images, Output
+from dndetr.asking import Look
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.models.denoising.queries import Known
+from dndetr.models.structures import Images, Output
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

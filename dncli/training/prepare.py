@@ -11,19 +11,19 @@ import torch
 from pycocotools.coco import COCO
 from torch import nn
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.data.coco import Categories, Split, load_split, resolve_root
-from dncli.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
-from dncli.labels.embeddings import class_embeddings
-from dncli.tasks import labels_of
-from dncli.training import distributed
-from dncli.training.checkpoint import Checkpoint, for_classes, load_checkpoint, load_weights
-from dncli.training.evaluate import ground_truth
-from models import native
-from models.backbone import WeightsError, load_pretrained
-from models.deformable import DeformableAttention
-from models.hosts import build_detector
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.data.coco import Categories, Split, load_split, resolve_root
+from dndetr.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
+from dndetr.labels.embeddings import class_embeddings
+from dndetr.models import native
+from dndetr.models.backbone import WeightsError, load_pretrained
+from dndetr.models.deformable import DeformableAttention
+from dndetr.models.hosts import build_detector
+from dndetr.tasks import labels_of
+from dndetr.training import distributed
+from dndetr.training.checkpoint import Checkpoint, for_classes, load_checkpoint, load_weights
+from dndetr.training.evaluate import ground_truth
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from dncli.config import Config
-from dncli.console import console, say
-from dncli.data.coco import Split
-from dncli.training import distributed
-from dncli.training.prepare import Data, samples, shorten
-from models.deformable import by_operator
+from dndetr.config import Config
+from dndetr.console import console, say
+from dndetr.data.coco import Split
+from dndetr.models.deformable import by_operator
+from dndetr.training import distributed
+from dndetr.training.prepare import Data, samples, shorten
 
 T = TypeVar("T")
 

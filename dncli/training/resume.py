@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.presets import from_tree, leaves, load_preset, to_tree
-from dncli.schema import known_keys
-from dncli.settings import is_among
-from dncli.training.checkpoint import NAMES, Checkpoint, load_checkpoint
-from dncli.training.environment import launch
-from dncli.training.prepare import Data
-from dncli.training.run import NEXT_SETTINGS
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.resolve import from_tree, leaves, load_preset, to_tree
+from dndetr.schema import known_keys
+from dndetr.settings import is_among
+from dndetr.training.checkpoint import NAMES, Checkpoint, load_checkpoint
+from dndetr.training.environment import launch
+from dndetr.training.prepare import Data
+from dndetr.training.run import NEXT_SETTINGS
 
 # What may differ from the checkpoint without being asked for: what changes no result, and how long the run is.
 FREE = (

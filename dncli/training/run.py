@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dncli.analysis.instability import Matches, load_matches, save_matches
-from dncli.console import UserError
-from dncli.files import nearest_folder, replace_text, writable
-from dncli.settings import dump
-from dncli.training.checkpoint import NAMES, Checkpoint, save_checkpoint
-from dncli.training.environment import environment
+from dndetr.analysis.instability import Matches, load_matches, save_matches
+from dndetr.console import UserError
+from dndetr.files import nearest_folder, replace_text, writable
+from dndetr.settings import dump
+from dndetr.training.checkpoint import NAMES, Checkpoint, save_checkpoint
+from dndetr.training.environment import environment
 
 UNFINISHED = ".dndetr-unfinished"
 NEXT_SETTINGS = ".config.next.yaml"  # to become config.yaml when the last checkpoint has them

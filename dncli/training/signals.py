@@ -8,7 +8,7 @@ import signal
 import threading
 from types import FrameType
 
-from dncli.training import distributed
+from dndetr.training import distributed
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NOTICE = b"\ndndetr: stopping after this step, the run is saved; once more to quit at once\n"

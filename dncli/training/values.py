@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import torch
 
-from dncli.console import UserError
-from dncli.files import replacing
+from dndetr.console import UserError
+from dndetr.files import replacing
 
 MARK = b"\ndndetr sha256 "
 TRAILER = len(MARK) + hashlib.sha256().digest_size

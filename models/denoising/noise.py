@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.structures import STRICT, Assignment, Target, demand
+from dndetr.models.structures import STRICT, Assignment, Target, demand
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.denoising.layout import QueryLayout
-from models.denoising.noise import NoisedTargets
-from models.labels import label_table
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.denoising.noise import NoisedTargets
+from dndetr.models.labels import label_table
 
 
 @dataclass(frozen=True)

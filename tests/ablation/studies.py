@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dncli.ablation.runs import Trial
-from dncli.presets import to_tree
-from dncli.settings import dump
+from dndetr.ablation.runs import Trial
+from dndetr.resolve import to_tree
+from dndetr.settings import dump
 from tests.training.tiny import tiny_config
 
 ROWS = """

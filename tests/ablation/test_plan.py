@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from dncli.ablation.plan import FOLDER, read_study, shipped
-from dncli.ablation.runs import plan_trials
-from dncli.console import UserError
-from dncli.presets import FOLDER as PRESETS
-from dncli.presets import leaves, list_presets, load_preset
-from dncli.settings import Place, parse_override
+from dndetr.ablation.plan import FOLDER, read_study, shipped
+from dndetr.ablation.runs import plan_trials
+from dndetr.console import UserError
+from dndetr.resolve import FOLDER as PRESETS
+from dndetr.resolve import leaves, list_presets, load_preset
+from dndetr.settings import Place, parse_override
 
 # row -> what it changes of the preset dn-deform-tiny; None: the whole block is null
 CHANGES = {

@@ -5,10 +5,10 @@ import math
 
 import pytest
 
-from dncli.ablation.plan import read_study
-from dncli.ablation.report import show_results
-from dncli.ablation.results import compare, comparison, early, measure, paired, share, standard_error
-from dncli.ablation.runs import plan_trials
+from dndetr.ablation.plan import read_study
+from dndetr.ablation.report import show_results
+from dndetr.ablation.results import compare, comparison, early, measure, paired, share, standard_error
+from dndetr.ablation.runs import plan_trials
 from tests.ablation.studies import fake, record, write_preset, write_study
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dncli.ablation import study as running
-from dncli.ablation.estimate import estimate
-from dncli.ablation.plan import read_study
-from dncli.ablation.runs import check_folders, plan_trials
-from dncli.console import UserError
+from dndetr.ablation import study as running
+from dndetr.ablation.estimate import estimate
+from dndetr.ablation.plan import read_study
+from dndetr.ablation.runs import check_folders, plan_trials
+from dndetr.console import UserError
 from tests.ablation.studies import fake, write_preset, write_study
 from tests.training.tiny import write_dataset
 
@@ -38,9 +38,9 @@ def test_a_run_whose_last_checkpoint_is_older_than_its_record_is_looked_into(tri
     fake(first, [0.1, 0.2])
     os.utime(first.folder / "checkpoints" / "last.pt", (1, 1))
     looked = []
-    monkeypatch.setattr("dncli.ablation.runs.load_checkpoint", lambda path, prefer: looked.append(prefer) or Epoch(1))
+    monkeypatch.setattr("dndetr.ablation.runs.load_checkpoint", lambda path, prefer: looked.append(prefer) or Epoch(1))
     assert not first.finished
-    monkeypatch.setattr("dncli.ablation.runs.load_checkpoint", lambda path, prefer: Epoch(2))
+    monkeypatch.setattr("dndetr.ablation.runs.load_checkpoint", lambda path, prefer: Epoch(2))
     assert first.finished and looked == ["last.pt"]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dncli.training import epochs
-from dncli.training.loop import train
+from dndetr.training import epochs
+from dndetr.training.loop import train
 from tests.training.tiny import resolved, tiny_config, write_dataset
 
 

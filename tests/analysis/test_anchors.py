@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dncli.analysis.anchors import Arrows, analyze_anchors, arrows_of, in_pixels
-from dncli.console import UserError
-from dncli.training.run import Run
-from models.denoising.layout import QueryLayout
-from models.matcher import MatchConfig, Matcher
-from models.structures import Output, Target
+from dndetr.analysis.anchors import Arrows, analyze_anchors, arrows_of, in_pixels
+from dndetr.console import UserError
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.structures import Output, Target
+from dndetr.training.run import Run
 from tests.training.tiny import write_dataset
 
 BOXES = torch.tensor([[0.2, 0.3, 0.1, 0.1], [0.7, 0.6, 0.2, 0.4]])
@@ -64,7 +64,7 @@ def test_no_pictures_are_drawn_where_none_are_wanted(runs, tmp_path):
 
 
 def test_runs_on_different_images_are_not_compared(runs, tmp_path, monkeypatch):
-    from dncli.analysis import anchors
+    from dndetr.analysis import anchors
 
     other = write_dataset(tmp_path / "other", val=4)
 
@@ -85,7 +85,7 @@ def test_a_dataset_without_objects_is_refused(main, runs, tmp_path):
 
 
 def test_of_points_it_is_said_what_is_measured(capsys, runs, tmp_path, monkeypatch):
-    from dncli.analysis import anchors
+    from dndetr.analysis import anchors
 
     def points(*arguments):
         return [a._replace(anchors=a.anchors[:, :2]) for a in original(*arguments)]

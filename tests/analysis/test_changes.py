@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dncli.analysis.changes import analyze_instability, recomputed
-from dncli.analysis.instability import load_matches, save_matches
-from dncli.analysis.runs import checkpoints_by_epoch, open_runs
-from dncli.console import UserError
-from dncli.training.checkpoint import load_checkpoint, save_checkpoint
-from dncli.training.run import Run
+from dndetr.analysis.changes import analyze_instability, recomputed
+from dndetr.analysis.instability import load_matches, save_matches
+from dndetr.analysis.runs import checkpoints_by_epoch, open_runs
+from dndetr.console import UserError
+from dndetr.training.checkpoint import load_checkpoint, save_checkpoint
+from dndetr.training.run import Run
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_epochs_of_other_images_are_refused(copy, change, what):
 
 
 def test_checkpoints_of_other_annotations_are_refused(copy, monkeypatch):
-    from dncli.analysis import changes
+    from dndetr.analysis import changes
 
     def other(file, **kwargs):
         checkpoint = original(file, **kwargs)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from dncli.analysis import cost
-from dncli.analysis.cost import GROUPS, analyze_cost
-from dncli.info import info
-from dncli.presets import load_preset
+from dndetr.analysis import cost
+from dndetr.analysis.cost import GROUPS, analyze_cost
+from dndetr.info import info
+from dndetr.resolve import load_preset
 
 SMALL = ["host.queries=9", "host.hidden=16", "host.heads=2", "host.ffn=16", "host.encoder_layers=1", "host.decoder_layers=1"]
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dncli.analysis.curves import acceleration, analyze_curves, crossing, curve_of
-from dncli.console import UserError
+from dndetr.analysis.curves import acceleration, analyze_curves, crossing, curve_of
+from dndetr.console import UserError
 
 
 def records(aps, seconds=10.0):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dncli.analysis.instability import (
+from dndetr.analysis.instability import (
     Matches,
     difference,
     instability,
@@ -12,7 +12,7 @@ from dncli.analysis.instability import (
     load_matches,
     save_matches,
 )
-from dncli.console import UserError
+from dndetr.console import UserError
 
 
 def matches(ids, *layers):

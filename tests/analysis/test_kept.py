@@ -4,11 +4,11 @@ import errno
 
 import pytest
 
-from dncli.console import UserError
-from dncli.training import epochs
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.loop import train
-from dncli.training.run import Run
+from dndetr.console import UserError
+from dndetr.training import epochs
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.loop import train
+from dndetr.training.run import Run
 from tests.analysis.conftest import without_pictures
 from tests.training.tiny import resolved, tiny_config, with_train, write_dataset
 

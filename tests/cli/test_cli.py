@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import typer
 
-from dncli import __version__, cli
-from dncli.presets import list_presets, load_preset
+from dndetr import __version__, cli
+from dndetr.resolve import list_presets, load_preset
 from tests.data.coco_files import image, item, write_split
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def run(*command: str, cwd: Path, **variables: str) -> SimpleNamespace:
 
 
 def dndetr(*arguments: str, cwd: Path) -> SimpleNamespace:
-    return run(sys.executable, "-m", "dncli", *arguments, cwd=cwd)
+    return run(sys.executable, "-m", "dndetr", *arguments, cwd=cwd)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def main(main, monkeypatch, tmp_path):
 
 HELP = """
 import sys
-from dncli import cli
+from dndetr import cli
 try:
     cli.main()
 finally:
@@ -300,14 +300,14 @@ def broken(error: BaseException):
 
 
 def test_an_internal_error_is_one_line_and_exits_with_1(main, monkeypatch):
-    monkeypatch.setattr("dncli.presets.load_preset", broken(RuntimeError("not\nenough  memory")))
+    monkeypatch.setattr("dndetr.resolve.load_preset", broken(RuntimeError("not\nenough  memory")))
     done = main("presets", "dn-dab-tiny")
     assert (done.code, done.out) == (1, "")
     assert done.err == ("dndetr: internal error: RuntimeError: not enough memory (run again with --debug for the traceback)\n")
 
 
 def test_an_internal_error_has_its_traceback_with_debug(main, monkeypatch):
-    monkeypatch.setattr("dncli.presets.load_preset", broken(RuntimeError("no memory")))
+    monkeypatch.setattr("dndetr.resolve.load_preset", broken(RuntimeError("no memory")))
     done = main("presets", "dn-dab-tiny", "--debug")
     assert done.code == 1
     assert "Traceback (most recent call last):" in done.err
@@ -316,7 +316,7 @@ def test_an_internal_error_has_its_traceback_with_debug(main, monkeypatch):
 
 @pytest.mark.parametrize("debug", [[], ["--debug"]])
 def test_ctrl_c_exits_with_130(main, monkeypatch, debug):
-    monkeypatch.setattr("dncli.presets.load_preset", broken(KeyboardInterrupt()))
+    monkeypatch.setattr("dndetr.resolve.load_preset", broken(KeyboardInterrupt()))
     done = main("presets", "dn-dab-tiny", *debug)
     assert (done.code, done.out) == (130, "")
     assert debug or done.err.strip() == ""
@@ -329,7 +329,7 @@ def test_ctrl_c_exits_with_130(main, monkeypatch, debug):
 def trained(monkeypatch):
     """What `dndetr train` would have trained."""
     calls = []
-    monkeypatch.setattr("dncli.training.loop.train", lambda *a, **k: calls.append((*a, k)))
+    monkeypatch.setattr("dndetr.training.loop.train", lambda *a, **k: calls.append((*a, k)))
     return calls
 
 
@@ -364,11 +364,11 @@ def test_train_goes_on_with_the_settings_of_the_run(main, trained, tmp_path):
 
 
 def test_eval_and_predict_hand_on_what_they_were_given(main, monkeypatch):
-    from dncli.training.commands import Telling
+    from dndetr.training.commands import Telling
 
     calls = []
-    monkeypatch.setattr("dncli.training.commands.evaluate_command", lambda *a, **options: calls.append((*a, options)))
-    monkeypatch.setattr("dncli.predict.predict", lambda *a, **options: calls.append((*a, options)))
+    monkeypatch.setattr("dndetr.training.commands.evaluate_command", lambda *a, **options: calls.append((*a, options)))
+    monkeypatch.setattr("dndetr.predict.predict", lambda *a, **options: calls.append((*a, options)))
     assert main("eval", "--ckpt", "run", "eval.top=9", "--json", "n.json").code == 0
     assert main("predict", "--ckpt", "run", "a.jpg", "b", "--out", "o", "--trust-pickle").code == 0
     plain = {"rounds": 0, "sure": 0.1, "embeddings": None}

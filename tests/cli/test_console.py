@@ -4,8 +4,8 @@ import sys
 import pytest
 from rich.table import Table
 
-from dncli import console
-from dncli.console import UserError, fail, open_console
+from dndetr import console
+from dndetr.console import UserError, fail, open_console
 
 LONG = "x" * 50 + " " + "word " * 60 + "end"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dncli import doctor
-from models import native
+from dndetr import doctor
+from dndetr.models import native
 
 ROOT = Path(__file__).parents[2]
 ROWS = ["dndetr", "python", "torch", "processor", "C++ compiler", "op on cpu", "free disk", "shared memory", "data loader"]
@@ -104,7 +104,7 @@ def test_it_speaks_where_everything_else_is_broken():
     """In a process of its own, since packages that have been imported are there."""
     broken = [name for name in doctor.PACKAGES if name not in ("rich", "typer", "pydantic")]  # of which the command is made
     lines = "import sys", f"sys.modules |= dict.fromkeys({broken})", "sys.argv = ['dndetr', 'doctor']"
-    code = "; ".join((*lines, "from dncli import cli", "cli.main()"))
+    code = "; ".join((*lines, "from dndetr import cli", "cli.main()"))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.startswith("dndetr  ")
     assert all(f"the package {name} cannot be imported" in done.stderr for name in broken)

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.presets import from_tree, list_presets, load_preset, summary, to_tree, to_yaml
-from models.dab_detr import DabDetrConfig
-from models.deformable_detr import DeformableDetrConfig
-from models.denoising.noise import NoiseConfig
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.hosts.dab_detr import DabDetrConfig
+from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
+from dndetr.resolve import from_tree, list_presets, load_preset, summary, to_tree, to_yaml
 
 DAB = "host: {name: dab_detr}\n"
 DEFORM = "host: {name: deformable_detr}\n"

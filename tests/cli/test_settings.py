@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from dncli.console import UserError
-from dncli.settings import Place, merge, parse_override, read_settings
+from dndetr.console import UserError
+from dndetr.settings import Place, merge, parse_override, read_settings
 
 OVERRIDE = Place(2, 0, "override")
 

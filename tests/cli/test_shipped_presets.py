@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dncli.config import PaperRow
-from dncli.info import build, info
-from dncli.presets import FOLDER, list_presets, load_preset, to_yaml
-from models.denoising.noise import NoiseConfig
+from dndetr.config import PaperRow
+from dndetr.info import build, info
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.resolve import FOLDER, list_presets, load_preset, to_yaml
 
 KEYS = Path(__file__).resolve().parents[3] / "shared" / "official" / "keys"
 
@@ -82,7 +82,7 @@ def test_the_description_of_a_row_is_the_row(name):
 
 @every
 def test_the_second_line_is_a_command_that_trains_it(name):
-    command = re.fullmatch(r"#   (?:torchrun --nproc-per-node 8 -m dncli|dndetr) train (.*)", lines(name)[1])
+    command = re.fullmatch(r"#   (?:torchrun --nproc-per-node 8 -m dndetr|dndetr) train (.*)", lines(name)[1])
     flag, preset, *overrides = shlex.split(command[1])
     assert (flag, preset) == ("--preset", name)
     load_preset(name, overrides)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dncli.config import DataConfig
-from dncli.data.augment import MEAN, STD, fitted, fixed_view, image_generator, pixels, training_view
+from dndetr.config import DataConfig
+from dndetr.data.augment import MEAN, STD, fitted, fixed_view, image_generator, pixels, training_view
 
 PLAIN = DataConfig(sizes=(96,), eval_size=96, max_size=200, crop=False, flip=0.0)
 WIDTH, HEIGHT = 120, 96

@@ -14,17 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dncli.config import DataConfig
-from dncli.console import UserError
-from dncli.data import annotations, augment, images
-from dncli.data.check import check_dataset, lines
-from dncli.data.coco import load_split
-from dncli.data.images import SizeError, read_image
-from dncli.predict import predict
-from dncli.presets import leaves, to_yaml
-from dncli.training.commands import evaluate_command
-from dncli.training.evaluate import ground_truth
-from dncli.training.loop import train
+from dndetr.config import DataConfig
+from dndetr.console import UserError
+from dndetr.data import annotations, augment, images
+from dndetr.data.check import check_dataset, lines
+from dndetr.data.coco import load_split
+from dndetr.data.images import SizeError, read_image
+from dndetr.predict import predict
+from dndetr.resolve import leaves, to_yaml
+from dndetr.training.commands import evaluate_command
+from dndetr.training.evaluate import ground_truth
+from dndetr.training.loop import train
 from tests.data.broken import IMAGE, IMAGES, KINDS, OBJECTS, Kind, write_broken
 from tests.training.tiny import resolved, tiny_config, write_dataset
 
@@ -102,7 +102,7 @@ def test_the_check_names_it_or_finds_nothing(tmp_path, kind):
 
 @every_kind
 def test_training_refuses_it_or_has_the_right_objects(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr("dncli.training.epochs.plot_run", lambda *_: None)  # most of the time, and nothing of the data
+    monkeypatch.setattr("dndetr.training.epochs.plot_run", lambda *_: None)  # most of the time, and nothing of the data
     root = tmp_path / "data"
     write_broken(root, kind)
     settings = resolved(tiny_config(root, epochs=1))
@@ -230,7 +230,7 @@ def test_the_data_root_itself_may_be_a_link(tmp_path):
 def test_what_leads_out_of_the_root_is_not_even_opened(tmp_path, monkeypatch):
     files = write_broken(tmp_path / "data", by_name["link_out_of_the_root"])["train"]
     opened = []
-    monkeypatch.setattr("dncli.data.check.read_image", lambda path, size: opened.append(path))
+    monkeypatch.setattr("dndetr.data.check.read_image", lambda path, size: opened.append(path))
     check_dataset(tmp_path / "data")
     assert len(opened) == 2 * (IMAGES - 1) and files.picture not in opened
 
@@ -290,7 +290,7 @@ def test_pillow_s_own_limit_of_pixels_is_not_met(tmp_path):
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "dncli", *arguments], cwd=cwd, capture_output=True, text=True, timeout=HANGS,
+        [sys.executable, "-m", "dndetr", *arguments], cwd=cwd, capture_output=True, text=True, timeout=HANGS,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 import pytest
 from PIL import Image
 
-from dncli.data import annotations as kinds
-from dncli.data.check import Counts, check_dataset, lines
+from dndetr.data import annotations as kinds
+from dndetr.data.check import Counts, check_dataset, lines
 from tests.data.coco_files import CATEGORIES, image, item, write_annotations, write_split
 
 

@@ -4,9 +4,9 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from dncli.console import UserError
-from dncli.data.annotations import read_annotations
-from dncli.data.coco import Categories, find_split, load_split
+from dndetr.console import UserError
+from dndetr.data.annotations import read_annotations
+from dndetr.data.coco import Categories, find_split, load_split
 from tests.data.coco_files import image, item, write_annotations, write_split
 
 

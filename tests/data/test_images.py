@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dncli.console import UserError
-from dncli.data.images import SizeError, read_image
+from dndetr.console import UserError
+from dndetr.data.images import SizeError, read_image
 
 
 def saved(folder, picture, name, **options):

@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from dncli.config import DataConfig
-from dncli.console import UserError
-from dncli.data.coco import load_split
-from dncli.data.loader import DetectionDataset, Refusal, collate, eval_loader, packed, train_loader, unpacked
-from models.structures import Images, Target
+from dndetr.config import DataConfig
+from dndetr.console import UserError
+from dndetr.data.coco import load_split
+from dndetr.data.loader import DetectionDataset, Refusal, collate, eval_loader, packed, train_loader, unpacked
+from dndetr.models.structures import Images, Target
 from tests.data.coco_files import image, item, write_split
 
 CONFIG = DataConfig(sizes=(48, 64), eval_size=64, max_size=96, vertical_flip=0.5)
@@ -176,9 +176,9 @@ def test_batches_survive_the_way_into_pinned_memory(monkeypatch):
 def test_workers_do_not_keep_python_from_exiting(shapes):
     """Python ends children by SIGTERM and waits for them; these leave that signal to the main process."""
     script = f"""
-from dncli.config import DataConfig
-from dncli.data.coco import load_split
-from dncli.data.loader import DetectionDataset, eval_loader
+from dndetr.config import DataConfig
+from dndetr.data.coco import load_split
+from dndetr.data.loader import DetectionDataset, eval_loader
 held = iter(eval_loader(DetectionDataset(load_split({str(shapes)!r}, "val"), DataConfig(), 0, False), batch_size=2, workers=1))
 next(held)
 """

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 
-from dncli.console import UserError
-from dncli.data.check import check_dataset
-from dncli.data.coco import load_split, resolve_root
-from dncli.data.shapes import CATEGORIES, FINE, Figure, draw_image, form_mask, make_shapes, measure, shapes_root, visible
+from dndetr.console import UserError
+from dndetr.data.check import check_dataset
+from dndetr.data.coco import load_split, resolve_root
+from dndetr.data.shapes import CATEGORIES, FINE, Figure, draw_image, form_mask, make_shapes, measure, shapes_root, visible
 
 SMALL = {"train": 2, "val": 1, "size": 32, "seed": 0}
 
@@ -122,7 +122,7 @@ def test_an_interrupted_drawing_leaves_nothing(cache, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dncli.data.shapes.draw_image", stop)
+    monkeypatch.setattr("dndetr.data.shapes.draw_image", stop)
     with pytest.raises(KeyboardInterrupt):
         shapes_root(**SMALL)
     assert not list(cache.iterdir())
@@ -142,7 +142,7 @@ def test_where_the_cache_lies(tmp_path, monkeypatch):
 
 
 def test_resolve_root(cache, monkeypatch):
-    monkeypatch.setattr("dncli.data.shapes.make_shapes", lambda root, **_: root.mkdir(parents=True))
+    monkeypatch.setattr("dndetr.data.shapes.make_shapes", lambda root, **_: root.mkdir(parents=True))
     assert resolve_root("shapes") == cache / "shapes-v1-train2000-val200-size96-seed0"
     assert resolve_root("~/coco") == Path.home() / "coco"
 

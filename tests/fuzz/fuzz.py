@@ -16,12 +16,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 # Everything is slower when it is watched: only what reads the input is.
-with atheris.instrument_imports(include=["yaml", "json", "dncli.data.annotations", "dncli.presets", "dncli.settings"]):
-    import dncli.data.annotations
-    import dncli.presets
-    import dncli.settings
-with atheris.instrument_imports(include=["dncli.schema"]):
-    import dncli.schema  # noqa: F401
+with atheris.instrument_imports(include=["yaml", "json", "dndetr.data.annotations", "dndetr.resolve", "dndetr.settings"]):
+    import dndetr.data.annotations
+    import dndetr.resolve
+    import dndetr.settings
+with atheris.instrument_imports(include=["dndetr.schema"]):
+    import dndetr.schema  # noqa: F401
 
 from tests.fuzz.targets import TARGETS  # noqa: E402
 

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dncli.console import UserError
-from dncli.data.annotations import Annotations, read_annotations
-from dncli.data.coco import Categories, pack
-from dncli.presets import Resolved, from_tree, load_preset, to_yaml
+from dndetr.console import UserError
+from dndetr.data.annotations import Annotations, read_annotations
+from dndetr.data.coco import Categories, pack
+from dndetr.resolve import Resolved, from_tree, load_preset, to_yaml
 
 OVERRIDE = "#! "  # a preset's line that begins so is a comment to YAML, and to this target an override: #! train.lr=1
 

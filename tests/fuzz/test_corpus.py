@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dncli.console import UserError
-from dncli.presets import load_preset
+from dndetr.console import UserError
+from dndetr.resolve import load_preset
 from tests.fuzz.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.backbone import BackboneConfig
-from models.criterion import Criterion, LossConfig, Wanted
-from models.dab_detr import DabDetrConfig
-from models.deformable_detr import DeformableDetrConfig
-from models.denoising.noise import NoiseConfig, noise_targets
-from models.denoising.queries import Known
-from models.hosts import HOSTS, build_detector
-from models.matcher import MatchConfig, Matcher
-from models.structures import Images, Target
+from dndetr.models.backbone import BackboneConfig
+from dndetr.models.criterion import Criterion, LossConfig, Wanted
+from dndetr.models.denoising.noise import NoiseConfig, noise_targets
+from dndetr.models.denoising.queries import Known
+from dndetr.models.hosts import HOSTS, build_detector
+from dndetr.models.hosts.dab_detr import DabDetrConfig
+from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
+from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.structures import Images, Target
 
 CLASSES, QUERIES = 5, 9
 SIZES = dict(queries=QUERIES, hidden=32, heads=4, ffn=48, encoder_layers=1, decoder_layers=3)

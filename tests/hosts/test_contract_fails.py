@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models import dab_detr, deformable_detr
-from models.backbone import Backbone
-from models.denoising.layout import QueryLayout
-from models.denoising.queries import LabelEmbedding, Queries, plain
-from models.heads import DetectionHeads
-from models.structures import Feature
+from dndetr.models import dab_detr, deformable_detr
+from dndetr.models.backbone import Backbone
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.denoising.queries import LabelEmbedding, Queries, plain
+from dndetr.models.heads import DetectionHeads
+from dndetr.models.structures import Feature
 from tests.hosts import test_contract as contract
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.criterion import Criterion, LossConfig, Wanted
-from models.deformable_detr import Projection
-from models.denoising.queries import Known, Queries
-from models.matcher import MatchConfig, Matcher
-from models.structures import Feature
+from dndetr.models.criterion import Criterion, LossConfig, Wanted
+from dndetr.models.denoising.queries import Known, Queries
+from dndetr.models.hosts.deformable_detr import Projection
+from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.structures import Feature
 from tests.official import SCENARIOS, Fixture, translate
 
 DENOISING = [
@@ -39,7 +39,7 @@ def padding_is_seen(monkeypatch, request):
 
     We hide both; to compare all else, here they are seen.
     """
-    monkeypatch.setattr("models.deformable.located", lambda reference, scaled: scaled[:, :, 0])
+    monkeypatch.setattr("dndetr.models.deformable.located", lambda reference, scaled: scaled[:, :, 0])
     monkeypatch.setattr(Projection, "forward", as_if_unpadded)
     if "hidden" not in request.keywords:
         monkeypatch.setattr(Queries, "blocked", lambda q: q.layout.blocked()[None] if q.layout.denoising else None)

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
-from models.dab_detr import DabDetr, DabDetrConfig
-from models.deformable_detr import DeformableDetr, DeformableDetrConfig
-from models.structures import Images
+from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
+from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
+from dndetr.models.structures import Images
 from tests.official import StoredFeatures
 
 transformers = pytest.importorskip("transformers")

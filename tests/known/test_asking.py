@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dncli.asking import HIDDEN, GivenLabels, GivenObjects, Plain, Progressive, Suppressed
-from dncli.training.evaluate import detect
-from models.denoising.layout import QueryLayout
-from models.structures import Output, Target
+from dndetr.asking import HIDDEN, GivenLabels, GivenObjects, Plain, Progressive, Suppressed
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.structures import Output, Target
+from dndetr.training.evaluate import detect
 from tests.known.test_tasks import CLASSES, target
 
 QUERIES = 3

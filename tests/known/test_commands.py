@@ -5,13 +5,13 @@ import json
 
 import pytest
 
-from dncli.console import UserError
-from dncli.known.objects import choose
-from dncli.presets import from_tree, to_tree
-from dncli.settings import dump
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.commands import Telling
-from dncli.training.run import Run
+from dndetr.console import UserError
+from dndetr.known.objects import choose
+from dndetr.resolve import from_tree, to_tree
+from dndetr.settings import dump
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.commands import Telling
+from dndetr.training.run import Run
 from tests.training.tiny import tiny_config, write_dataset
 
 NAMES = ("red", "green", "blue")
@@ -29,8 +29,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def detector(folder):
     """A trained run, and one that learned to use known objects of any class."""
-    from dncli.presets import load_preset
-    from dncli.training.loop import train
+    from dndetr.resolve import load_preset
+    from dndetr.training.loop import train
 
     train(load_preset(folder / "tiny.yaml"), folder / "run")
     train(load_preset(folder / "tiny.yaml", ["task.name=known_objects", "noise.groups=1"]), folder / "knowing")

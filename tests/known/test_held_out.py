@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dncli.config import TaskConfig
-from dncli.data.coco import Categories
-from dncli.tasks import Detection, HeldOut, build_task
-from models.denoising.noise import NoiseConfig
-from models.labels import LabelsConfig
-from models.structures import Target
+from dndetr.config import TaskConfig
+from dndetr.data.coco import Categories
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.labels import LabelsConfig
+from dndetr.models.structures import Target
+from dndetr.tasks import Detection, HeldOut, build_task
 from tests.training.tiny import tiny_config
 
 CLASSES, TAUGHT = 5, (1, 4)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from dncli.config import TaskConfig
-from dncli.console import UserError
-from dncli.data.coco import Categories
-from dncli.presets import load_preset
-from dncli.tasks import Detection, HeldOut, KnownLabels, KnownObjects, build_task
-from models.denoising.noise import NoiseConfig
-from models.structures import Target
+from dndetr.config import TaskConfig
+from dndetr.console import UserError
+from dndetr.data.coco import Categories
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.structures import Target
+from dndetr.resolve import load_preset
+from dndetr.tasks import Detection, HeldOut, KnownLabels, KnownObjects, build_task
 from tests.training.tiny import tiny_config
 
 CLASSES = 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dncli.labels.classify import Seen, average_precisions, exact_share, mean, pooled, standardised, train_head
-from models.structures import Feature
+from dndetr.labels.classify import Seen, average_precisions, exact_share, mean, pooled, standardised, train_head
+from dndetr.models.structures import Feature
 
 
 def test_pooling_is_average_and_maximum_of_what_is_no_padding():

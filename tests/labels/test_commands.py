@@ -12,20 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dncli.config import TaskConfig
-from dncli.info import info
-from dncli.labels import text
-from dncli.labels.embeddings import write_vectors
-from dncli.tasks import Detection
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.incidents import keeper, replay
-from dncli.training.learner import Incident
-from dncli.training.loop import train
-from dncli.training.prepare import build_model, load_data
-from dncli.training.run import Run
-from models.dab_detr import DabDetrConfig
-from models.denoising.noise import NoiseConfig
-from models.labels import LabelsConfig
+from dndetr.config import TaskConfig
+from dndetr.info import info
+from dndetr.labels import text
+from dndetr.labels.embeddings import write_vectors
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.hosts.dab_detr import DabDetrConfig
+from dndetr.models.labels import LabelsConfig
+from dndetr.tasks import Detection
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.incidents import keeper, replay
+from dndetr.training.learner import Incident
+from dndetr.training.loop import train
+from dndetr.training.prepare import build_model, load_data
+from dndetr.training.run import Run
 from tests.training.tiny import HOST, batch, resolved, tiny_config, tiny_model, with_train, write_dataset
 
 NAMES = ("red", "green", "blue")

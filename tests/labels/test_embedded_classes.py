@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from models.criterion import Criterion, LossConfig, Wanted
-from models.denoising.queries import LabelEmbedding
-from models.heads import DetectionHeads
-from models.labels import EmbeddedClassifier, EmbeddedTable
-from models.matcher import MatchConfig, Matcher
+from dndetr.models.criterion import Criterion, LossConfig, Wanted
+from dndetr.models.denoising.queries import LabelEmbedding
+from dndetr.models.heads import DetectionHeads
+from dndetr.models.labels import EmbeddedClassifier, EmbeddedTable
+from dndetr.models.matcher import MatchConfig, Matcher
 from tests.training.tiny import CLASSES, batch, tiny_config, tiny_model
 
 VECTORS = torch.randn(CLASSES, 8, generator=torch.Generator().manual_seed(0))

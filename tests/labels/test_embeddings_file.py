@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dncli.console import UserError
-from dncli.data.coco import Categories
-from dncli.labels.embeddings import for_categories, read_embeddings, write_vectors
-from dncli.training.checkpoint import for_classes, load_weights
+from dndetr.console import UserError
+from dndetr.data.coco import Categories
+from dndetr.labels.embeddings import for_categories, read_embeddings, write_vectors
+from dndetr.training.checkpoint import for_classes, load_weights
 from tests.training.tiny import checkpoint, tiny_config, tiny_model
 
 VECTORS = {"red": torch.tensor([1.0, 0.0]), "green": torch.tensor([0.0, 3.0]), "light blue": torch.tensor([-1.0, 1.0])}

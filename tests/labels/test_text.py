@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
-from dncli.console import UserError
-from dncli.labels import text
-from dncli.labels.text import TextModel, bert, embed_names, load_text_model, package_folder, sentence_embedding
+from dndetr.console import UserError
+from dndetr.labels import text
+from dndetr.labels.text import TextModel, bert, embed_names, load_text_model, package_folder, sentence_embedding
 
 SHORT = dict(rtol=1e-5, atol=1e-5)
 needs_package = pytest.mark.skipif(

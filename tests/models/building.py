@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import pytest
 
-from models import deformable, native
-from models.deformable import ms_deform_attn
+from dndetr.models import deformable, native
+from dndetr.models.deformable import ms_deform_attn
 from tests.models.sampling import check, make
 
 processes = multiprocessing.get_context("forkserver")

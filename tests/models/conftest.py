@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import native
+from dndetr.models import native
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.deformable import Shapes, ms_deform_attn_torch
+from dndetr.models.deformable import Shapes, ms_deform_attn_torch
 
 DTYPES = [  # of values, and of locations and weights
     (torch.float64, torch.float64),

@@ -12,7 +12,7 @@ from torchvision.models import ResNet18_Weights, get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from models.backbone import (
+from dndetr.models.backbone import (
     BackboneConfig,
     FoldedBatchNorm2d,
     FoldedConv2d,
@@ -20,7 +20,7 @@ from models.backbone import (
     build_backbone,
     load_pretrained,
 )
-from models.structures import FieldErrors, Images
+from dndetr.models.structures import FieldErrors, Images
 
 STAGES = {"layer2": "fine", "layer3": "middle", "layer4": "coarse"}
 STATISTICS = {"weight": (0.5, 1.0), "bias": (-0.3, 0.3), "running_mean": (-0.3, 0.3), "running_var": (0.5, 2.0)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_convert, generalized_box_iou
 
-from models.boxes import area, cxcywh_to_xyxy, generalized_iou, inverse_sigmoid
+from dndetr.models.boxes import area, cxcywh_to_xyxy, generalized_iou, inverse_sigmoid
 
 UNIT = torch.tensor([0.0, 0.0, 1.0, 1.0])
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from models.deformable import ms_deform_attn
+from dndetr.models.deformable import ms_deform_attn
 
 
 def by_definition(value, shapes, locations, weights):

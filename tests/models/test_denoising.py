@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.denoising.layout import QueryLayout
-from models.denoising.noise import NoiseConfig, noise_targets
-from models.denoising.queries import LabelEmbedding
-from models.structures import FieldErrors, Target
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.denoising.noise import NoiseConfig, noise_targets
+from dndetr.models.denoising.queries import LabelEmbedding
+from dndetr.models.structures import FieldErrors, Target
 
 CLASSES = 6
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.criterion import Criterion, LossConfig, Wanted, softplus
-from models.denoising.layout import QueryLayout
-from models.matcher import MatchConfig, Matcher
-from models.structures import Output, Target
+from dndetr.models.criterion import Criterion, LossConfig, Wanted, softplus
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.structures import Output, Target
 
 
 def target(*objects):

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models import native
-from models.deformable import ms_deform_attn, ms_deform_attn_torch
+from dndetr.models import native
+from dndetr.models.deformable import ms_deform_attn, ms_deform_attn_torch
 from tests.models.sampling import DTYPES, FEW, MANY, Call, check, compare, expected, make, operator, results
 
 pytestmark = pytest.mark.usefixtures("restored")

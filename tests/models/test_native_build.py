@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models import native
-from models.cache import cache_folder
-from models.deformable import ms_deform_attn
+from dndetr.models import native
+from dndetr.models.cache import cache_folder
+from dndetr.models.deformable import ms_deform_attn
 from tests.models.building import Answer, answers, ask, files, script, started, starting
 from tests.models.sampling import check, make
 
@@ -77,7 +77,8 @@ def test_a_later_process_only_loads(built):
 
 
 def test_importing_builds_nothing(tmp_path):
-    code = "import sys, models.deformable; print([name for name in sys.modules if 'cpp_extension' in name or name == 'ninja'])"
+    builders = "[name for name in sys.modules if 'cpp_extension' in name or name == 'ninja']"
+    code = f"import sys, dndetr.models.deformable; print({builders})"
     env = os.environ | {"DNDETR_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

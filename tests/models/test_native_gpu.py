@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch import library as torch_library
 
-from models import deformable, native
-from models.deformable import DeformableAttention, ms_deform_attn, ms_deform_attn_torch
+from dndetr.models import deformable, native
+from dndetr.models.deformable import DeformableAttention, ms_deform_attn, ms_deform_attn_torch
 from tests.models.sampling import DTYPES, Call, check, compare, expected, make, never, operator, results
 
 pytestmark = [

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import native
+from dndetr.models import native
 from tests.models.sampling import Call, compare, expected, make
 
 TYPES = {"float": torch.float32, "double": torch.float64, "half": torch.bfloat16}

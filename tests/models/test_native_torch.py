@@ -10,8 +10,8 @@ import torch
 from torch import library as torch_library
 from torch import nn
 
-from models import deformable, native
-from models.deformable import DeformableAttention, ms_deform_attn, ms_deform_attn_torch
+from dndetr.models import deformable, native
+from dndetr.models.deformable import DeformableAttention, ms_deform_attn, ms_deform_attn_torch
 from tests.models.sampling import DTYPES, FEW, MANY, check, make, never, operator, results
 
 pytestmark = pytest.mark.usefixtures("restored")
@@ -198,7 +198,7 @@ def test_the_number_of_threads_changes_no_bit(sizes, dtype):
 SHARED = """
 import os, sys
 import torch
-from models import native
+from dndetr.models import native
 
 assert native.missing("cpu") is None
 torch.set_num_threads(2)

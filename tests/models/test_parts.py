@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.heads import MLP, DetectionHeads, initial_anchors
-from models.position import encode_anchors, encode_image
-from models.structures import Feature
-from models.transformer import Attention, DenseEncoder, FeedForward, attend, init_xavier
+from dndetr.models.heads import MLP, DetectionHeads, initial_anchors
+from dndetr.models.position import encode_anchors, encode_image
+from dndetr.models.structures import Feature
+from dndetr.models.transformer import Attention, DenseEncoder, FeedForward, attend, init_xavier
 
 
 def heads(shared: bool = False, eps: float = 1e-3) -> DetectionHeads:

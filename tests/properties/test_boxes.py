@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.boxes import cxcywh_to_xyxy, generalized_iou, inverse_sigmoid
+from dndetr.models.boxes import cxcywh_to_xyxy, generalized_iou, inverse_sigmoid
 from tests.properties import repeatable
 
 EPS = 1e-6

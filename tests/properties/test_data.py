@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dncli.config import DataConfig
-from dncli.data.augment import fitted, fixed_view, training_view
-from dncli.data.boxes import clipped
+from dndetr.config import DataConfig
+from dndetr.data.augment import fitted, fixed_view, training_view
+from dndetr.data.boxes import clipped
 from tests.properties import repeatable
 
 side = st.integers(1, 60)

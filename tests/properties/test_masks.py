@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.denoising.layout import QueryLayout
-from models.denoising.queries import Queries
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.denoising.queries import Queries
 from tests.properties import repeatable
 
 layouts = st.builds(QueryLayout, st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.booleans())

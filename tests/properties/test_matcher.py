@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.matcher import MatchConfig, Matcher
-from models.structures import Target
+from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.structures import Target
 from tests.properties import repeatable
 
 CLASSES = 3

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.denoising.noise import NoiseConfig, NoisedTargets, noise_targets
-from models.structures import Target
+from dndetr.models.denoising.noise import NoiseConfig, NoisedTargets, noise_targets
+from dndetr.models.structures import Target
 from tests.properties import repeatable
 
 share = st.floats(0, 1, width=32)

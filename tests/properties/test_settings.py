@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.presets import from_tree, leaves, load_preset, to_tree, to_yaml
-from dncli.schema import known_keys, nearest, override_for
-from dncli.settings import Place, Setting, dump, is_inside, merge, parse_override, read_settings
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.resolve import from_tree, leaves, load_preset, to_tree, to_yaml
+from dndetr.schema import known_keys, nearest, override_for
+from dndetr.settings import Place, Setting, dump, is_inside, merge, parse_override, read_settings
 from tests.properties import repeatable
 
 HERE = Place(2, 0, "here")

@@ -21,14 +21,14 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from dncli import cli
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.presets import from_tree, to_tree
-from dncli.training import values
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.learner import Learner
-from dncli.training.loop import train
+from dndetr import cli
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.resolve import from_tree, to_tree
+from dndetr.training import values
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.learner import Learner
+from dndetr.training.loop import train
 from tests.training.tiny import resolved, tiny_config
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ import pytest
 
 GUARD = 120  # seconds after which a process is said to hang: many times what any of them needs
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # as the README has it
-MODULES = ("dncli.cli", "dncli.training.loop", "dncli.training.commands", "dncli.training.incidents", "torch._dynamo")
+MODULES = ("dndetr.cli", "dndetr.training.loop", "dndetr.training.commands", "dndetr.training.incidents", "torch._dynamo")
 
 
 def run(
@@ -85,7 +85,7 @@ def enter(function: Callable[..., Any], args: Sequence[Any], rank: int, world: i
 
 def command(*arguments: str) -> None:
     """The command line `dndetr ...` in this process, which it ends."""
-    from dncli import cli
+    from dndetr import cli
 
     sys.argv = ["dndetr", *map(str, arguments)]
     cli.main()

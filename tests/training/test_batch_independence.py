@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dncli.data.loader import collate
-from dncli.training.evaluate import Evaluation, evaluate, index
-from models.matcher import MatchConfig, Matcher
-from models.structures import Target
+from dndetr.data.loader import collate
+from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.structures import Target
+from dndetr.training.evaluate import Evaluation, evaluate, index
 from tests.hosts.test_contract import CLASSES, FORMS, QUERIES, detector
 
 SIZES = [(64, 96), (61, 97), (47, 66), (90, 64), (33, 50), (64, 64)]  # few of them multiples of a stride

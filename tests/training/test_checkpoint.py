@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 
-from dncli.console import UserError
-from dncli.training.checkpoint import (
+from dndetr.console import UserError
+from dndetr.training.checkpoint import (
     checkpoint_bytes,
     for_classes,
     load_checkpoint,
@@ -134,7 +134,7 @@ def test_another_architecture_is_refused():
 
 
 def test_the_size_of_a_checkpoint_is_not_underestimated(tmp_path):
-    from dncli.training.learner import Learner
+    from dndetr.training.learner import Learner
 
     config = tiny_config(ema=0.9)
     model = tiny_model(config)

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dncli.console import UserError
-from dncli.presets import from_tree
-from dncli.training.checkpoint import (
+from dndetr.console import UserError
+from dndetr.resolve import from_tree
+from dndetr.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from dncli.training.loop import train
-from dncli.training.values import save_values
+from dndetr.training.loop import train
+from dndetr.training.values import save_values
 from tests.training.tiny import checkpoint, resolved, tiny_config, write_dataset
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dncli.tasks import Detection
-from dncli.training.determinism import WORKSPACES, be_deterministic
-from dncli.training.learner import Learner
-from dncli.training.loop import train
-from dncli.training.report import operator_row
-from models import native
-from models.backbone import BackboneConfig
-from models.denoising.noise import NoiseConfig
-from models.hosts import build_detector
+from dndetr.models import native
+from dndetr.models.backbone import BackboneConfig
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.hosts import build_detector
+from dndetr.tasks import Detection
+from dndetr.training.determinism import WORKSPACES, be_deterministic
+from dndetr.training.learner import Learner
+from dndetr.training.loop import train
+from dndetr.training.report import operator_row
 from tests.hosts.test_contract import DENOISING, FORMS
 from tests.training.faults import differences
 from tests.training.tiny import CLASSES, batch, resolved, tiny_config, tiny_model, write_dataset
@@ -46,7 +46,7 @@ import random, sys
 import numpy, torch
 for begin in (random.seed, torch.manual_seed, lambda seed: numpy.random.seed(seed % 2**32)):
     begin(hash("x"))
-from dncli.training.loop import train
+from dndetr.training.loop import train
 from tests.training.faults import exacting
 from tests.training.tiny import resolved
 train(resolved(exacting(sys.argv[1], epochs=1)), sys.argv[2], deterministic=True)
@@ -126,7 +126,7 @@ def test_where_pytorch_promises_nothing_that_is_said():
 
 
 def test_the_run_writes_down_what_is_not_exact(tmp_path, monkeypatch):
-    monkeypatch.setattr("dncli.training.loop.be_deterministic", lambda device: ["the moon", "the tide"])
+    monkeypatch.setattr("dndetr.training.loop.be_deterministic", lambda device: ["the moon", "the tide"])
     root = write_dataset(tmp_path / "data", train=4, val=2)
     run = train(resolved(tiny_config(root, epochs=1)), tmp_path / "run", deterministic=True)
     said = (run / "train.log").read_text()

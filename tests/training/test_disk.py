@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import dncli.training.epochs as epochs
-from dncli.config import Config
-from dncli.console import UserError
-from dncli.plots import plot_run
-from dncli.settings import dump
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.learner import Learner
-from dncli.training.loop import train
+import dndetr.training.epochs as epochs
+from dndetr.config import Config
+from dndetr.console import UserError
+from dndetr.plots import plot_run
+from dndetr.settings import dump
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.learner import Learner
+from dndetr.training.loop import train
 from tests.training.faults import differences
 from tests.training.processes import command, run
 from tests.training.tiny import resolved, tiny_config, to_tree, with_train, write_dataset

@@ -6,16 +6,16 @@ import os
 import pytest
 import torch
 
-from dncli.console import UserError
-from dncli.data.coco import load_split
-from dncli.tasks import Detection
-from dncli.training import distributed
-from dncli.training.commands import evaluate_command
-from dncli.training.evaluate import METRICS
-from dncli.training.learner import Learner
-from dncli.training.loop import train
-from dncli.training.prepare import load_validation
-from models.denoising.noise import NoiseConfig
+from dndetr.console import UserError
+from dndetr.data.coco import load_split
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.tasks import Detection
+from dndetr.training import distributed
+from dndetr.training.commands import evaluate_command
+from dndetr.training.evaluate import METRICS
+from dndetr.training.learner import Learner
+from dndetr.training.loop import train
+from dndetr.training.prepare import load_validation
 from tests.training.processes import run
 from tests.training.tiny import CLASSES, batch, frozen_statistics, halves, resolved, tiny_config, tiny_model, write_dataset
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from dncli.data.coco import load_split
-from dncli.training.evaluate import (
+from dndetr.data.coco import load_split
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.structures import Images, Output, Target
+from dndetr.training.evaluate import (
     METRICS,
     coco_metrics,
     coco_results,
@@ -20,9 +23,6 @@ from dncli.training.evaluate import (
     index,
     no_garbage_collection,
 )
-from models.denoising.layout import QueryLayout
-from models.matcher import MatchConfig, Matcher
-from models.structures import Images, Output, Target
 from tests.training.tiny import CATEGORY_IDS, write_dataset
 
 

@@ -14,19 +14,19 @@ import pytest
 import torch
 from torch import nn
 
-import dncli.training.epochs as epochs
-import dncli.training.incidents as incidents
-import dncli.training.loop as loop
-from dncli.console import UserError
-from dncli.data.loader import Packed
-from dncli.settings import dump
-from dncli.training.checkpoint import load_checkpoint, save_checkpoint
-from dncli.training.incidents import replay
-from dncli.training.learner import Learner, NotFinite
-from dncli.training.loop import train
-from dncli.training.prepare import build_model
-from dncli.training.values import load_values, save_values
-from models.criterion import Criterion
+import dndetr.training.epochs as epochs
+import dndetr.training.incidents as incidents
+import dndetr.training.loop as loop
+from dndetr.console import UserError
+from dndetr.data.loader import Packed
+from dndetr.models.criterion import Criterion
+from dndetr.settings import dump
+from dndetr.training.checkpoint import load_checkpoint, save_checkpoint
+from dndetr.training.incidents import replay
+from dndetr.training.learner import Learner, NotFinite
+from dndetr.training.loop import train
+from dndetr.training.prepare import build_model
+from dndetr.training.values import load_values, save_values
 from tests.training.processes import GUARD, command, run
 from tests.training.tiny import checkpoint, resolved, tiny_config, to_tree, with_train, write_dataset
 
@@ -315,14 +315,14 @@ def test_other_files_are_not_replayed(tmp_path):
 
 BAD = """
 import math
-from dncli.training.learner import Learner
+from dndetr.training.learner import Learner
 step = Learner.step
 def spoilt(self, parts, task):
     if self.step_count == 1:
         parts[0][0].pixels[0, 0, 0, 0] = math.nan
     return step(self, parts, task)
 Learner.step = spoilt
-from dncli.cli import main
+from dndetr.cli import main
 main()
 """
 

@@ -11,13 +11,13 @@ from rich.console import Console
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dncli.config import PaperRow
-from dncli.console import UserError
-from dncli.info import Info, build, info, multiply_adds, report, told
-from models.backbone import BackboneConfig
-from models.dab_detr import DabDetrConfig
-from models.denoising.layout import QueryLayout
-from models.structures import Images, Output
+from dndetr.config import PaperRow
+from dndetr.console import UserError
+from dndetr.info import Info, build, info, multiply_adds, report, told
+from dndetr.models.backbone import BackboneConfig
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.hosts.dab_detr import DabDetrConfig
+from dndetr.models.structures import Images, Output
 from tests.training.tiny import resolved, tiny_config, tiny_model
 
 SIZE = dict(height=32, width=64, num_classes=3)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dncli.console import UserError
-from dncli.training.checkpoint import NAMES, load_checkpoint
+from dndetr.console import UserError
+from dndetr.training.checkpoint import NAMES, load_checkpoint
 from tests.training.faults import Fault, Trainings, differences, exacting, matches, records
 from tests.training.tiny import with_train, write_dataset
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dncli.console import UserError
-from dncli.tasks import Detection, KnownLabels, KnownObjects
-from dncli.training.learner import Learner, NotFinite
-from dncli.training.precision import check_precision
-from models.denoising.noise import NoiseConfig
-from models.structures import Images
+from dndetr.console import UserError
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.structures import Images
+from dndetr.tasks import Detection, KnownLabels, KnownObjects
+from dndetr.training.learner import Learner, NotFinite
+from dndetr.training.precision import check_precision
 from tests.training.tiny import CLASSES, batch, frozen_statistics, halves, tiny_config, tiny_model
 
 CPU = torch.device("cpu")

@@ -13,17 +13,17 @@ import PIL.Image
 import pytest
 import torch
 
-import dncli.training.epochs as epochs
-from dncli.console import UserError
-from dncli.data.coco import Categories
-from dncli.predict import find_objects, predict
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.commands import evaluate_command
-from dncli.training.evaluate import METRICS
-from dncli.training.loop import train
-from models.deformable_detr import DeformableDetrConfig
-from models.denoising.layout import QueryLayout
-from models.structures import Output
+import dndetr.training.epochs as epochs
+from dndetr.console import UserError
+from dndetr.data.coco import Categories
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
+from dndetr.models.structures import Output
+from dndetr.predict import find_objects, predict
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.commands import evaluate_command
+from dndetr.training.evaluate import METRICS
+from dndetr.training.loop import train
 from tests.training.faults import differences
 from tests.training.tiny import CATEGORY_IDS, resolved, tiny_config, with_train, write_dataset
 

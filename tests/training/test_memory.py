@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from dncli.tasks import Detection
-from dncli.training.learner import Learner
-from models.denoising.noise import NoiseConfig
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.tasks import Detection
+from dndetr.training.learner import Learner
 from tests.data.coco_files import image, item, write_split
 from tests.training.tiny import CLASSES, batch, frozen_statistics, tiny_config, tiny_model
 
@@ -23,8 +23,8 @@ TRAINING = """
 import gc, json, resource, sys
 from dataclasses import replace
 import torch
-from dncli.training.learner import Learner
-from dncli.training.loop import train
+from dndetr.training.learner import Learner
+from dndetr.training.loop import train
 from tests.training.tiny import resolved, tiny_config
 
 step, seen = Learner.step, {}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dncli.config import TrainConfig
-from dncli.training.optim import build_optimizer, rate_factor, set_rate
+from dndetr.config import TrainConfig
+from dndetr.training.optim import build_optimizer, rate_factor, set_rate
 from tests.training.tiny import tiny_config, tiny_model
 
 

@@ -8,12 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dncli import plots
-from dncli.data.coco import Categories, load_split
-from dncli.draw import Mark, color_of, draw_marks, side_by_side
-from dncli.plots import plot_run
-from dncli.training.evaluate import ground_truth
-from dncli.training.pictures import draw_samples, marks
+from dndetr import plots
+from dndetr.data.coco import Categories, load_split
+from dndetr.draw import Mark, color_of, draw_marks, side_by_side
+from dndetr.plots import plot_run
+from dndetr.training.evaluate import ground_truth
+from dndetr.training.pictures import draw_samples, marks
 from tests.training.tiny import write_dataset
 
 BLACK = (0, 0, 0)

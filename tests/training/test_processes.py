@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import dncli.training.epochs as epochs
-import dncli.training.learner as learning
-import dncli.training.loop as loop
-from dncli.data.coco import load_split
-from dncli.data.loader import TrainPlan
-from dncli.settings import dump
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.commands import evaluate_command
-from dncli.training.evaluate import METRICS
-from dncli.training.learner import Learner
+import dndetr.training.epochs as epochs
+import dndetr.training.learner as learning
+import dndetr.training.loop as loop
+from dndetr.data.coco import load_split
+from dndetr.data.loader import TrainPlan
+from dndetr.settings import dump
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.commands import evaluate_command
+from dndetr.training.evaluate import METRICS
+from dndetr.training.learner import Learner
 from tests.training.faults import records
 from tests.training.processes import GUARD, TORCHRUN, command, run
 from tests.training.tiny import frozen_statistics, tiny_config, to_tree, write_dataset
@@ -220,6 +220,6 @@ def test_torchrun_lets_the_first_process_tell_what_is_wrong(tmp_path):
 
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     """`dndetr ...` in two processes under torchrun, as the README has it."""
-    start = [*TORCHRUN, "-m", "dncli"]
+    start = [*TORCHRUN, "-m", "dndetr"]
     variables = {**os.environ, "PYTHONPATH": f"{cwd}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     return subprocess.run([*start, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=GUARD)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dncli.training.evaluate import METRICS
-from dncli.training.prepare import build_model, load_data
-from dncli.training.report import COCO_ROWS, Report, Waiting, coco_table, ending, epoch_line, memory, plan
-from models import native
-from models.dab_detr import DabDetrConfig
+from dndetr.models import native
+from dndetr.models.hosts.dab_detr import DabDetrConfig
+from dndetr.training.evaluate import METRICS
+from dndetr.training.prepare import build_model, load_data
+from dndetr.training.report import COCO_ROWS, Report, Waiting, coco_table, ending, epoch_line, memory, plan
 from tests.training.tiny import tiny_config, with_train, write_dataset
 
 CPU = torch.device("cpu")
@@ -112,7 +112,7 @@ def test_the_header_tells_of_several_processes(root, monkeypatch):
     config = tiny_config(root)
     data = load_data(config)
     model = build_model(config, data.categories, CPU)
-    monkeypatch.setattr("dncli.training.distributed.world", lambda: 2)
+    monkeypatch.setattr("dndetr.training.distributed.world", lambda: 2)
     lines = plan(config, data, model, "random", CPU, Path("runs/x")).splitlines()
     assert lines[1] == "  device             cpu, fp32, 2 processes"
     assert lines[2] == "  batch              4 images a step = 2 x 2 processes, 2 steps an epoch"
@@ -191,7 +191,7 @@ def test_what_is_said_is_shown_and_logged_as_it_is(tmp_path, capsys):
 
 
 def test_only_the_main_process_speaks(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dncli.training.distributed.rank", lambda: 1)
+    monkeypatch.setattr("dndetr.training.distributed.rank", lambda: 1)
     Report(tmp_path / "train.log").say("hello")
     assert capsys.readouterr().out == "" and not (tmp_path / "train.log").exists()
 

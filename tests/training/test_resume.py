@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-import dncli.training.epochs as epochs
-from dncli.console import UserError
-from dncli.training import distributed
-from dncli.training.checkpoint import load_checkpoint, save_checkpoint
-from dncli.training.learner import Learner
-from dncli.training.loop import train
-from dncli.training.signals import Stopped
+import dndetr.training.epochs as epochs
+from dndetr.console import UserError
+from dndetr.training import distributed
+from dndetr.training.checkpoint import load_checkpoint, save_checkpoint
+from dndetr.training.learner import Learner
+from dndetr.training.loop import train
+from dndetr.training.signals import Stopped
 from tests.training import processes
 from tests.training.faults import STEPS, differences, exacting, records
 from tests.training.tiny import resolved, with_train, write_dataset

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from dncli.analysis.instability import Matches
-from dncli.console import UserError
-from dncli.training.run import Run, check_free, create_run, reopen_run
+from dndetr.analysis.instability import Matches
+from dndetr.console import UserError
+from dndetr.training.run import Run, check_free, create_run, reopen_run
 from tests.training.tiny import checkpoint
 
 TREE = {"train": {"lr": 1e-4}}
@@ -167,7 +167,7 @@ def test_what_could_not_be_written_leaves_the_old_text_and_nothing_else(tmp_path
 def test_room_that_the_run_has_already_is_not_asked_for_again(tmp_path, monkeypatch):
     """Of four checkpoints at once it may have three; two names of one file are one of them."""
     asked = []
-    monkeypatch.setattr("dncli.training.run.probe", lambda folder, room: asked.append(room))
+    monkeypatch.setattr("dndetr.training.run.probe", lambda folder, room: asked.append(room))
     big = checkpoint(model={"w": torch.zeros(2**18)})
     run = create_run(tmp_path / "run", TREE, big, room=1, overwrite=False)
     size = run.last.stat().st_size

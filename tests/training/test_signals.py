@@ -11,25 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from dncli.console import UserError
-from dncli.presets import to_tree
-from dncli.settings import dump
-from dncli.training.checkpoint import load_checkpoint
-from dncli.training.loop import train
-from dncli.training.resume import restarted
+from dndetr.console import UserError
+from dndetr.resolve import to_tree
+from dndetr.settings import dump
+from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.loop import train
+from dndetr.training.resume import restarted
 from tests.training.faults import ROOT, STEPS, differences, exacting, records
 from tests.training.processes import TORCHRUN
 from tests.training.tiny import resolved, with_train, write_dataset
 
 PATIENCE = 300  # seconds, for a process that may hang
-COMMAND = [sys.executable, "-m", "dncli"]
+COMMAND = [sys.executable, "-m", "dndetr"]
 STARTED: list[subprocess.Popen] = []
 
 # The command `dndetr`, where step 2 waits: it writes `ready` and goes on when there is a file `go`.
 WAITING = """
 import pathlib, time
-from dncli.cli import main
-from dncli.training.learner import Learner
+from dndetr.cli import main
+from dndetr.training.learner import Learner
 
 def step(self, *arguments, taken=Learner.step):
     if self.step_count == 1:
@@ -47,8 +47,8 @@ if __name__ == "__main__":
 # The command `dndetr`, whose data workers wait like that for the images of the second epoch.
 HUNGRY = """
 import pathlib, time
-from dncli.cli import main
-from dncli.data.loader import DetectionDataset
+from dndetr.cli import main
+from dndetr.data.loader import DetectionDataset
 
 def image(self, key, read=DetectionDataset.__getitem__):
     if self.train and key[0] == 2:
@@ -66,8 +66,8 @@ if __name__ == "__main__":
 # The command `dndetr`, where the second process dies once: in step 5, when step 4 is saved.
 DYING = """
 import os, pathlib, signal
-from dncli.cli import main
-from dncli.training.learner import Learner
+from dndetr.cli import main
+from dndetr.training.learner import Learner
 
 def step(self, *arguments, taken=Learner.step):
     died = pathlib.Path(__file__).with_name("died")

@@ -11,14 +11,14 @@ import PIL.Image
 import torch
 from torch import nn
 
-from dncli.config import Config, DataConfig, EvalConfig, TrainConfig
-from dncli.presets import Resolved, to_tree
-from dncli.training.checkpoint import Checkpoint
-from models.backbone import BackboneConfig
-from models.deformable_detr import DeformableDetrConfig
-from models.denoising.noise import NoiseConfig
-from models.hosts import build_detector
-from models.structures import Images, Target
+from dndetr.config import Config, DataConfig, EvalConfig, TrainConfig
+from dndetr.models.backbone import BackboneConfig
+from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.hosts import build_detector
+from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
+from dndetr.models.structures import Images, Target
+from dndetr.resolve import Resolved, to_tree
+from dndetr.training.checkpoint import Checkpoint
 
 CLASSES = 3
 CATEGORY_IDS = (2, 5, 7)

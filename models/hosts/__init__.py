@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from models.backbone import BackboneConfig, build_backbone
-from models.dab_detr import DabDetr, DabDetrConfig
-from models.deformable_detr import DeformableDetr, DeformableDetrConfig
+from dndetr.models.backbone import BackboneConfig, build_backbone
+from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
+from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
 
 HOSTS = {
     "dab_detr": (DabDetrConfig, DabDetr),
@@ -20,7 +20,7 @@ def build_detector(
     num_classes: int,
     embeddings: Tensor | None = None,
 ) -> nn.Module:
-    """The detector that a preset describes, with random weights (`models.backbone.load_pretrained` fetches a backbone's).
+    """The detector that a preset describes, with random weights; `load_pretrained` of models/backbone.py fetches a backbone's.
 
     `forward(images: Images, known: Known | None = None) -> Output`. With `embeddings` (C, E) classes are known by these
     vectors (Sec. 5.7.2), see models/labels.py.

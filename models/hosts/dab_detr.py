@@ -7,13 +7,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from models.boxes import inverse_sigmoid
-from models.conditional import ConditionalDecoder, Memory
-from models.denoising.queries import Known, LabelEmbedding, Patterns, assemble
-from models.heads import DetectionHeads, initial_anchors
-from models.position import encode_image
-from models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
-from models.transformer import DenseEncoder, init_xavier
+from dndetr.models.boxes import inverse_sigmoid
+from dndetr.models.conditional import ConditionalDecoder, Memory
+from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, assemble
+from dndetr.models.heads import DetectionHeads, initial_anchors
+from dndetr.models.position import encode_image
+from dndetr.models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
+from dndetr.models.transformer import DenseEncoder, init_xavier
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from dncli.console import UserError
-from dncli.settings import (
+from dndetr import presets
+from dndetr.console import UserError
+from dndetr.settings import (
     LONGEST_KEY,
     Found,
     Loader,
@@ -30,9 +31,9 @@ from dncli.settings import (
 )
 
 if TYPE_CHECKING:
-    from dncli.config import Config
+    from dndetr.config import Config
 
-FOLDER = Path(__file__).resolve().parent.parent / "presets"
+FOLDER = Path(presets.__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def read_preset(path: Path) -> Found:
 
 def validated(settings: Settings, mistakes: list[Mistake], origin: Place) -> Config:
     """The tree of settings, or every mistake at once."""
-    from dncli.schema import validate
+    from dndetr.schema import validate
 
     config, wrong = validate(settings, origin)
     if mistakes or wrong:

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.boxes import inverse_sigmoid
-from models.conditional import ConditionalDecoder, Memory
-from models.deformable import (
+from dndetr.models.boxes import inverse_sigmoid
+from dndetr.models.conditional import ConditionalDecoder, Memory
+from dndetr.models.deformable import (
     AnchorPosition,
     DeformableAttention,
     DeformableDecoder,
@@ -19,11 +19,11 @@ from models.deformable import (
     PointPosition,
     Pyramid,
 )
-from models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble, plain, with_indicator
-from models.heads import DetectionHeads, initial_anchors
-from models.position import encode_image
-from models.structures import STRICT, Feature, Images, Output, demand, positive, transformer_sizes
-from models.transformer import init_xavier
+from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble, plain, with_indicator
+from dndetr.models.heads import DetectionHeads, initial_anchors
+from dndetr.models.position import encode_image
+from dndetr.models.structures import STRICT, Feature, Images, Output, demand, positive, transformer_sizes
+from dndetr.models.transformer import init_xavier
 
 
 @dataclass(frozen=True)

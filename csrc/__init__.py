@@ -1,0 +1,1 @@
+"""The deformable-attention operator in C++ and CUDA, which dndetr.models.native builds on its first use."""
