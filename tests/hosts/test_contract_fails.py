@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dndetr.models import dab_detr, deformable_detr
 from dndetr.models.backbone import Backbone
 from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.denoising.queries import LabelEmbedding, Queries, plain
 from dndetr.models.heads import DetectionHeads
+from dndetr.models.hosts import dab_detr, deformable_detr
 from dndetr.models.structures import Feature
 from tests.hosts import test_contract as contract
 
