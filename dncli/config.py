@@ -22,9 +22,13 @@ from dndetr.models.structures import STRICT, FieldErrors, demand, positive
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where images and annotations lie (COCO format) and how they are brought to size."""
+    """Where images and annotations lie and how they are brought to size."""
 
-    root: str = "shapes"  # a folder in COCO's layout, or `shapes`: the generated dataset
+    root: str = "shapes"  # a folder or .zip in one of the layouts of docs/data.md, or `shapes`: the generated dataset
+    train: str = ""  # instead of root: a COCO file of the training images
+    val: str = ""  # and one of the validation images
+    images: str = ""  # the folder or .zip of their images
+    holdout: float = 0.0  # share of the training images that are held out for validation, where the data have none for it
     workers: int = 2  # processes that read images; results do not depend on it
     sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # shorter side while training
     eval_size: int = 800  # shorter side in evaluation and prediction
@@ -42,6 +46,8 @@ class DataConfig:
             sizes=(len(self.sizes) > 0 and min(self.sizes, default=0) > 0, "a list of lengths above 0"),
             eval_size=(self.eval_size > 0, "above 0"),
             max_size=(self.max_size >= max(self.eval_size, 1), f"at least eval_size ({self.eval_size})"),
+            holdout=(0 <= self.holdout < 1, "from 0 to below 1"),
+            images=(not self.images or bool(self.train or self.val), "given with data.train or data.val, whose images it has"),
             flip=(0 <= self.flip <= 1, "from 0 to 1"),
             vertical_flip=(0 <= self.vertical_flip <= 1, "from 0 to 1"),
         )

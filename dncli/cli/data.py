@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dndetr.cli.options import DEFAULT_PRESET, Overrides
 from dndetr.console import say
 
+if TYPE_CHECKING:
+    from dndetr.config import Config
+
 EXIT_DEFECTS = 1
+
+Root = Annotated[str, typer.Argument(metavar="[ROOT]", help="Folder or .zip of the dataset, or shapes.", show_default=False)]
 
 app = typer.Typer(no_args_is_help=True, help="Make the generated dataset, or examine your own.")
 
@@ -34,7 +40,8 @@ def shapes(
 
 @app.command()
 def check(
-    root: Annotated[str, typer.Argument(metavar="ROOT", help="Folder of the dataset, or shapes.")] = "shapes",
+    root: Root = "shapes",
+    overrides: Overrides = None,
     queries: Annotated[
         int | None, typer.Option(metavar="N", help="Report images with more objects than this.", show_default=False)
     ] = None,
@@ -44,9 +51,24 @@ def check(
     Example: [bold]dndetr data check COCO --queries 300[/bold]
     """
     from dndetr.data.check import check_dataset, lines
+    from dndetr.data.layouts import find_dataset
     from dndetr.training.report import Report
 
-    report = check_dataset(root, queries, track=lambda images: Report().track(images, "opening images"))
+    config = settings_for(root, overrides)
+    dataset = find_dataset(config.data, config.train.seed)
+    report = check_dataset(dataset, queries, track=lambda images: Report().track(images, "opening images"))
     say("\n".join(lines(report)))
     if report.defects:
         raise typer.Exit(EXIT_DEFECTS)
+
+
+def settings_for(root: str, overrides: list[str] | None) -> Config:
+    """The settings of a preset with this dataset; a first argument that is a setting names no folder."""
+    from dataclasses import replace
+
+    from dndetr.resolve import load_preset
+
+    if root.startswith("data.") and "=" in root:
+        return load_preset(DEFAULT_PRESET, [root, *(overrides or [])]).config
+    config = load_preset(DEFAULT_PRESET, overrides or []).config
+    return replace(config, data=replace(config.data, root=root))

@@ -1,22 +1,22 @@
-"""A COCO annotation file, taken apart once: what is usable in it, and every defect with its place."""
+"""Annotations in COCO's terms, whatever format they were written in: what is usable in them, and every defect."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import PurePosixPath
 from typing import Any
 
 from dndetr.console import brief
 from dndetr.data.boxes import LEAST, clipped, leaves
+from dndetr.data.store import Place, Store
 
 AREA = 1e10  # square pixels: COCO's evaluation ignores whatever is larger, or below 0
+WINDOWS_DRIVE = re.compile("[A-Za-z]:")
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # what no terminal and no log shows as it is
 
 # Kinds of defects. Those in REPAIRED are mended on reading, as DETR does (boxes are clipped, empty ones dropped). HARMLESS are
@@ -51,7 +51,7 @@ class Image:
     """One entry of "images"."""
 
     id: int
-    file_name: str
+    file_name: str  # as written, then, once the file is found, its place in the store
     width: int
     height: int
 
@@ -65,99 +65,46 @@ class Object:
     category_id: int
     box: tuple[float, float, float, float]  # x, y, width, height in pixels, as written
     crowd: bool
-    area: float | None  # of its mask, in pixels; None where the file has none
+    area: float | None = None  # of its mask, in pixels; None where the file has none
+    ignore: bool = False  # an object that nobody is to be taught: "ignore" in some COCO files, "difficult" in Pascal VOC
 
 
 @dataclass
 class Annotations:
-    """The usable part of an annotation file, in its order."""
+    """The usable part of the annotations of one split, in their order. Readers (dncli/data/formats.py) fill it."""
 
-    file: Path
+    file: Place  # the annotation file, or what stands for all of them
+    store: Store | None = None  # that holds the images
     images: dict[int, Image] = field(default_factory=dict)
     categories: dict[int, str] = field(default_factory=dict)
     objects: list[Object] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
-    digest: str = ""  # SHA-256 of the file: another one is another dataset
+    remarks: list[str] = field(default_factory=list)  # what was assumed, and no defect
+    reading: Place | None = None  # the file that entries come from just now, where they are several
     listed: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # every id of each list
+    hash: Any = field(default_factory=hashlib.sha256)  # of all that was read
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the annotations: others make another dataset, wherever they lie."""
+        return self.hash.hexdigest()
 
     def add(self, kind: str, message: str, image_id: int | None = None, annotation_id: int | None = None) -> None:
-        self.defects.append(Defect(kind, str(self.file), image_id, annotation_id, message))
+        self.defects.append(Defect(kind, str(self.reading or self.file), image_id, annotation_id, message))
 
+    def take(self, name: str, entry: dict[str, Any], place: str) -> None:
+        """Examine one entry of the list `name`, images, categories or annotations; `place` says where it stands."""
+        identity, seen = entry["id"], self.listed[name]
+        if identity in seen:
+            about = {"images": (identity, None), "annotations": (image_of(entry), identity)}.get(name, ())
+            self.add(DUPLICATE, f"id {identity} appears again ({place}); ids must be unique in the file", *about)
+            return
+        seen.add(identity)
+        EXAMINE[name](self, entry, place)
 
-def read_annotations(file: Path, image_folder: Path | None = None) -> Annotations:
-    """Read and examine a COCO annotation file. Never raises on bad content: see `.defects`.
-
-    With `image_folder` the images must exist there; they are not opened.
-    """
-    found = Annotations(file)
-    content = read_json(found)
-    if content is None:
-        return found
-    for name, examine in (("images", add_image), ("categories", add_category), ("annotations", add_object)):
-        seen = found.listed[name]
-        for place, entry in entries(found, content, name):
-            identity = entry["id"]
-            if identity in seen:
-                about = {"images": (identity, None), "annotations": (image_of(entry), identity)}.get(name, ())
-                found.add(DUPLICATE, f"id {identity} appears again ({place}); ids must be unique in the file", *about)
-                continue
-            seen.add(identity)
-            examine(found, entry, place)
-    find_same_names(found)
-    if image_folder is not None:
-        find_images(found, image_folder)
-    return found
-
-
-def read_json(found: Annotations) -> dict[str, Any] | None:
-    try:
-        raw = found.file.read_bytes()
-        found.digest = hashlib.sha256(raw).hexdigest()
-        content = json.loads(raw, object_pairs_hook=unrepeated)
-    except json.JSONDecodeError as error:
-        found.add(MALFORMED, f"line {error.lineno}, column {error.colno}: malformed JSON: {error.msg}; export the file again")
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        found.add(MALFORMED, f"line {line}: not text: byte {error.object[error.start]:#04x}; save the file as UTF-8")
-    except (OSError, ValueError, RecursionError, MemoryError) as error:
-        reason = {RecursionError: "nested too deeply", MemoryError: "too large for the memory"}.get(type(error), error)
-        found.add(MALFORMED, f"cannot be read: {reason}")
-    else:
-        if isinstance(content, dict):
-            return content
-        found.add(MALFORMED, 'is not COCO: it must hold an object with "images", "annotations" and "categories"')
-    return None
-
-
-def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The keys and values of a JSON object; Python would silently take the last one of equal keys."""
-    entry = dict(pairs)
-    if len(entry) < len(pairs):
-        seen = Counter(key for key, _ in pairs)
-        key = next(key for key, times in seen.items() if times > 1)
-        where = f" of the object with id {shown(entry['id'])}" if "id" in entry else ""
-        raise ValueError(f"the key {shown(key)}{where} appears twice; keep one of them")
-    return entry
-
-
-def entries(found: Annotations, content: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The entries of a list that are objects with an id, each with its place in the file."""
-    if name not in content:
-        found.add(MISSING_KEY, f'has no "{name}"')
-        return
-    if not isinstance(content[name], list):
-        found.add(WRONG_TYPE, f'"{name}" must be a list, got {shown(content[name])}')
-        return
-    for i, entry in enumerate(content[name]):
-        place = f"{name}[{i}]"
-        if not isinstance(entry, dict):
-            found.add(WRONG_TYPE, f"{place} must be an object, got {shown(entry)}")
-        elif "id" not in entry:
-            found.add(MISSING_KEY, f'{place} has no "id"')
-        elif not is_id(entry["id"]):
-            found.add(WRONG_TYPE, f"{place}: id must be a whole number, got {shown(entry['id'])}")
-        else:
-            yield place, entry
+    def place(self, image: Image) -> Place:
+        """The file of an image that was found."""
+        return self.store.place(image.file_name)
 
 
 def add_image(found: Annotations, entry: dict[str, Any], place: str) -> None:
@@ -165,8 +112,8 @@ def add_image(found: Annotations, entry: dict[str, Any], place: str) -> None:
     rules["height"] = rules["width"]
     if not complete(found, entry, place, rules, image_id=entry["id"]):
         return
-    name = PurePath(entry["file_name"])
-    if name.is_absolute() or ".." in name.parts or not name.name:
+    name = PurePosixPath(entry["file_name"].replace("\\", "/"))  # as Windows writes it
+    if name.is_absolute() or WINDOWS_DRIVE.match(str(name)) or ".." in name.parts or not name.name:
         told = f"file_name {brief(repr(entry['file_name']))} must stay in the image folder ({place})"
         found.add(BAD_PATH, told, entry["id"])
         return
@@ -202,7 +149,11 @@ def add_object(found: Annotations, entry: dict[str, Any], place: str) -> None:
         check_box(found, image, box, place, about)
         check_mask(found, image, entry, place, about)
         category, crowd = entry["category_id"], bool(entry.get("iscrowd", 0))
-        found.objects.append(Object(entry["id"], image.id, category, box, crowd, entry.get("area")))
+        ignored = entry.get("ignore") in (1, True)
+        found.objects.append(Object(entry["id"], image.id, category, box, crowd, entry.get("area"), ignored))
+
+
+EXAMINE = {"images": add_image, "categories": add_category, "annotations": add_object}
 
 
 def check_box(found: Annotations, image: Image, box: tuple[float, ...], place: str, about: dict[str, Any]) -> None:
@@ -243,65 +194,13 @@ def complete(
     return sound
 
 
-def find_same_names(found: Annotations) -> None:
-    """Two images of one file share its objects out between them; of two categories with one name, none is the right one."""
+def find_twins(found: Annotations) -> None:
+    """Of two categories with one name, none is the right one."""
     first: dict[str, int] = {}
-    for image in found.images.values():
-        other = first.setdefault(image.file_name, image.id)
-        if other != image.id:
-            told = f"file_name {brief(repr(image.file_name))} is that of image {other} too; list each file once"
-            found.add(SAME_NAME, told, image.id)
-    first = {}
     for i, name in found.categories.items():
         other = first.setdefault(name, i)
         if other != i:
             found.add(TWINS, f"category {i} is named {brief(repr(name))} like category {other}; give each its own name")
-
-
-def find_images(found: Annotations, folder: Path) -> None:
-    """Note which images are not there, and which lie outside of the data root, the folder around `folder`.
-
-    One listing of each folder is much faster than a look at each of 118,000 files; only links are followed.
-    """
-    roots = [os.path.realpath(folder), os.path.realpath(folder.parent)]  # either may be a link itself: so data is shared
-    listings: dict[str, tuple[bool, dict[str, bool]]] = {}
-    for image in found.images.values():
-        parent, name = os.path.split(image.file_name)
-        if parent not in listings:
-            listings[parent] = is_within(folder / parent, roots), files_and_links(folder / parent)
-        inside, files = listings[parent]
-        path = folder / image.file_name
-        link = files.get(name)
-        if link is False and inside:
-            continue
-        if not os.path.isfile(path):
-            found.add(NO_IMAGE, f"{brief(str(path))} {why_missing(path)}", image.id)
-        elif not is_within(path, roots):
-            told = f"{path} leads out of the data root, to {os.path.realpath(path)}"
-            found.add(BAD_PATH, f"{told}; put the file itself there, or let data.root lie around both", image.id)
-
-
-def is_within(path: Path, roots: Sequence[str]) -> bool:
-    """Whether `path` lies below one of `roots` when all links are followed."""
-    real = Path(os.path.realpath(path))
-    return any(real.is_relative_to(root) for root in roots)
-
-
-def files_and_links(folder: Path) -> dict[str, bool]:
-    """The names of files and links in a folder, and whether each is a link; nothing where it cannot be listed."""
-    try:
-        with os.scandir(folder) as listed:
-            return {entry.name: entry.is_symlink() for entry in listed if entry.is_symlink() or entry.is_file()}
-    except (OSError, ValueError):
-        return {}
-
-
-def why_missing(path: Path) -> str:
-    if os.path.isdir(path):
-        return "is a folder; file_name must name a file"
-    if os.path.lexists(path):
-        return "is not a regular file" if os.path.exists(path) else "is a link that leads nowhere"
-    return "does not exist" + ("; write / between folders, not \\" if "\\" in path.name else "")
 
 
 def image_of(entry: dict[str, Any]) -> int | None:

@@ -6,14 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from dndetr.console import UserError
 from dndetr.data import annotations as kinds
-from dndetr.data.annotations import Annotations, Defect, read_annotations
+from dndetr.data.annotations import Annotations, Defect
 from dndetr.data.boxes import inside
-from dndetr.data.coco import SPLITS, find_split, is_trained_on, lacking, resolve_root
+from dndetr.data.coco import is_trained_on, lacking
+from dndetr.data.formats.source import SPLITS
 from dndetr.data.images import SizeError, read_image
+from dndetr.data.layouts import Dataset
 
 SIDES = {"small": 32, "medium": 96, "large": math.inf}  # COCO's sizes: root of the box's area in pixels, below
 
@@ -37,34 +38,34 @@ class Counts:
 class Report:
     """All that was found; `splits` lacks those that are not there at all."""
 
-    root: Path
+    dataset: Dataset
     splits: dict[str, Counts] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)  # what was assumed
     defects: list[Defect] = field(default_factory=list)
 
 
-def check_dataset(root: str | Path, queries: int | None = None, track: Callable[[Iterable], Iterable] = iter) -> Report:
-    """Examine both splits of the dataset under `root`, a folder or `shapes`, and open every image.
+def check_dataset(dataset: Dataset, queries: int | None = None, track: Callable[[Iterable], Iterable] = iter) -> Report:
+    """Examine both splits of a dataset, and open every image.
 
     `queries` is the number of the detector's queries, which no image should have more objects than; `track` wraps the
     images that are opened, for a progress bar. Bad data never raises: it is reported.
     """
-    root = resolve_root(str(root))
-    report = Report(root)
+    report = Report(dataset)
     known: dict[int, str] = {}  # categories of the training split
     for split in SPLITS:
         try:
-            files = find_split(root, split)
+            found = dataset.annotations(split)
         except UserError as error:
-            report.defects.append(Defect(kinds.NO_SPLIT, str(root), None, None, f"{split}: " + "; ".join(error.lines)))
+            report.defects.append(Defect(kinds.NO_SPLIT, str(dataset.root), None, None, "; ".join(error.lines)))
             continue
-        found = read_annotations(files.annotation_file, files.image_folder)
         add_crowded(found, queries)
-        add_unreadable(found, files.image_folder, track)
+        add_unreadable(found, track)
         known = known or found.categories
         add_foreign(found, known)
         if not found.defects and (lack := lacking(found, split)):
             found.add(kinds.NOTHING, lack)
         report.splits[split] = count(found)
+        report.remarks.extend(f"{split}: {remark}" for remark in found.remarks)
         report.defects.extend(found.defects)
     return report
 
@@ -76,11 +77,11 @@ def add_crowded(found: Annotations, queries: int | None) -> None:
             found.add(kinds.TOO_MANY, f"has {objects} objects, more than the {queries} queries can find", image_id)
 
 
-def add_unreadable(found: Annotations, folder: Path, track: Callable[[Iterable], Iterable]) -> None:
+def add_unreadable(found: Annotations, track: Callable[[Iterable], Iterable]) -> None:
     missing = {defect.image_id for defect in found.defects if defect.kind in (kinds.NO_IMAGE, kinds.BAD_PATH)}
     for image in track([image for image in found.images.values() if image.id not in missing]):
         try:
-            read_image(folder / image.file_name, size=(image.width, image.height))
+            read_image(found.place(image), size=(image.width, image.height))
         except UserError as error:
             kind = kinds.WRONG_SIZE if isinstance(error, SizeError) else kinds.UNREADABLE
             found.add(kind, " ".join(error.lines), image.id)
@@ -119,7 +120,7 @@ def count(found: Annotations) -> Counts:
 
 def lines(report: Report, most: int = 100) -> list[str]:
     """The report as plain text, with `most` defects at most."""
-    text = [f"{report.root}"]
+    text = [report.dataset.line]
     for split, counts in report.splits.items():
         text += ["", f"{split}: {counts.images} images, {counts.with_objects} with objects, "
                      f"{counts.images - counts.with_objects} without"]  # fmt: skip
@@ -132,6 +133,8 @@ def lines(report: Report, most: int = 100) -> list[str]:
             text.append(f"  sides of objects (root of the area): {least:.1f} to {greatest:.1f} pixels, median {median:.1f}")
             text.append("  " + ", ".join(f"{name} {number}" for name, number in counts.of_size.items()))
         text.append(f"  {len(counts.of_class)} classes: " + ", ".join(f"{k} {n}" for k, n in counts.of_class.items()))
+    if report.remarks:
+        text += ["", *report.remarks]
     if not report.defects:
         return [*text, "", "no defects"]
     kinds_found = Counter(defect.kind for defect in report.defects)

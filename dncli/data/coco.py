@@ -1,8 +1,7 @@
-"""COCO format: which files hold a split, and its images, objects and categories as the detector counts them."""
+"""A split of a dataset: its images, objects and categories as the detector counts them."""
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 
 from dndetr.console import UserError
-from dndetr.data.annotations import HARMLESS, REPAIRED, Annotations, Object, read_annotations
+from dndetr.data.annotations import HARMLESS, REPAIRED, Annotations, Object
 from dndetr.data.boxes import clipped
+from dndetr.data.layouts import Dataset
+from dndetr.data.store import Place
 
-SPLITS = ("train", "val")
 SHOWN = 10  # defects that an error lists
 
 
@@ -43,7 +43,7 @@ class ImageRecord:
     """One image as the annotations describe it."""
 
     id: int
-    path: Path
+    path: Place
     width: int
     height: int
 
@@ -77,14 +77,15 @@ class Split:
     """
 
     name: str
-    annotation_file: Path
-    digest: str  # SHA-256 of that file
+    annotation_file: Place  # or what stands for all of them
+    digest: str  # SHA-256 of the annotations
     images: list[ImageRecord]
     categories: Categories
     labels: Tensor  # of all objects, image after image
     boxes: Tensor
     spans: dict[int, tuple[int, int]]  # image id -> first and last + 1 of its objects
     written: Written
+    remarks: tuple[str, ...] = ()  # what was assumed in reading them
 
     def objects(self, image_id: int) -> Objects:
         first, last = self.spans[image_id]
@@ -96,54 +97,15 @@ class Split:
         return max(last - first for first, last in self.spans.values())
 
 
-class SplitFiles(NamedTuple):
-    annotation_file: Path
-    image_folder: Path
-
-
-def resolve_root(config_root: str) -> Path:
-    """The folder that `data.root` means: a path, or `shapes` for the generated dataset, which is made if need be."""
-    if config_root == "shapes":
-        from dndetr.data.shapes import shapes_root
-
-        return shapes_root()
-    return Path(os.path.expanduser(config_root))
-
-
-def find_split(root: str | Path, split: str) -> SplitFiles:
-    """The files of `split` (train or val) under `root`, in COCO 2017's layout or the plain one.
-
-    Raises UserError that says what was looked for.
-    """
-    root = Path(root)
-    if not os.path.isdir(root):  # unlike Path's, it answers for names that no system allows
-        raise UserError(f"{root}: no such folder; set data.root to a dataset in COCO format, or to shapes")
-    layouts = [SplitFiles(root / "annotations" / f"instances_{name}.json", root / name) for name in (f"{split}2017", split)]
-    for files in layouts:
-        if files.annotation_file.is_file():
-            if not files.image_folder.is_dir():
-                raise UserError(f"{files.annotation_file} is there, but not its images: no folder {files.image_folder}")
-            return files
-        if files.annotation_file.exists():
-            raise UserError(f"{files.annotation_file} is not a regular file; put the annotations there")
-    looked = " nor ".join(str(files.annotation_file.relative_to(root)) for files in layouts)
-    raise UserError(
-        f"{root}: found neither {looked}",
-        "a dataset has annotations/instances_train.json and instances_val.json beside the image folders train and val, "
-        "or COCO 2017's names",
-    )
-
-
-def load_split(root: str | Path, split: str, categories: Categories | None = None) -> Split:
-    """Read `split` of the dataset under `root`.
+def load_split(dataset: Dataset, split: str, categories: Categories | None = None) -> Split:
+    """Read `split`, train or val, of a dataset.
 
     Boxes are clipped to their image, and left out where nothing remains, as DETR does; images without boxes stay.
     `categories` is the map of a checkpoint (or of the training split), which the file may use only a part of. Raises
     UserError for defects, listing the first ones, for foreign categories, and where there is nothing to train on.
     """
-    files = find_split(root, split)
-    found = read_annotations(files.annotation_file, files.image_folder)
-    refuse_defects(found, root)
+    found = dataset.annotations(split)
+    refuse_defects(found, dataset.root)
     if lack := lacking(found, split):
         raise UserError(f"{found.file}: {lack}")
     if categories is None:
@@ -151,7 +113,7 @@ def load_split(root: str | Path, split: str, categories: Categories | None = Non
         categories = Categories(tuple(ids), tuple(found.categories[i] for i in ids))
     else:
         refuse_foreign(found, categories)
-    return pack(found, split, files.image_folder, categories)
+    return pack(found, split, categories)
 
 
 def refuse_defects(found: Annotations, root: str | Path) -> None:
@@ -192,7 +154,7 @@ def refuse_foreign(found: Annotations, known: Categories) -> None:
         raise UserError(*lines[:SHOWN], *more, "give the annotations the category ids and names of the training data")
 
 
-def pack(found: Annotations, name: str, image_folder: Path, categories: Categories) -> Split:
+def pack(found: Annotations, name: str, categories: Categories) -> Split:
     """Everything in two tensors, which worker processes share instead of copying."""
     of_image: dict[int, list[Object]] = defaultdict(list)
     for item in found.objects:
@@ -210,12 +172,13 @@ def pack(found: Annotations, name: str, image_folder: Path, categories: Categori
         name=name,
         annotation_file=found.file,
         digest=found.digest,
-        images=[ImageRecord(i.id, image_folder / i.file_name, i.width, i.height) for i in found.images.values()],
+        images=[ImageRecord(i.id, found.place(i), i.width, i.height) for i in found.images.values()],
         categories=categories,
         labels=torch.tensor(labels, dtype=torch.int64),
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         spans=spans,
         written=as_written(found.objects),
+        remarks=tuple(found.remarks),
     )
 
 

@@ -128,3 +128,18 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 def eight_bits(values: np.ndarray) -> Image.Image:
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file looks like an image by its name."""
+    return os.path.splitext(name)[1].lower() in Image.registered_extensions()
+
+
+def size_of(place: Path) -> tuple[int, int] | str:
+    """Width and height of an image as a viewer shows it, from its first bytes, or why it cannot be read."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(place) as file:
+            orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+            return file.size[::-1] if orientation in (5, 6, 7, 8) else file.size
+    except Exception as error:  # decoders raise whatever they like
+        return f"cannot be read as an image ({reason(error)})"

@@ -26,7 +26,8 @@ from dndetr.ablation.study import train_all
 from dndetr.analysis.output import save_csv
 from dndetr.asking import GivenObjects
 from dndetr.console import UserError, console, say
-from dndetr.data.coco import load_split, resolve_root
+from dndetr.data.coco import load_split
+from dndetr.data.layouts import find_dataset
 from dndetr.files import replace_text, writable
 from dndetr.resolve import from_tree, load_preset
 from dndetr.settings import Place
@@ -105,7 +106,8 @@ def known_objects(
 
 def class_names(preset: str, overrides: Sequence[str]) -> tuple[str, ...]:
     """The classes of the data that the settings name."""
-    return load_split(resolve_root(load_preset(preset, overrides).config.data.root), "train").categories.names
+    config = load_preset(preset, overrides).config
+    return load_split(find_dataset(config.data, config.train.seed), "train").categories.names
 
 
 def choose(names: Sequence[str], split: float, unknown: Sequence[str], seed: int) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from dndetr.config import Config
 from dndetr.console import UserError
-from dndetr.data.coco import Split, load_split, resolve_root
+from dndetr.data.coco import Split, load_split
+from dndetr.data.layouts import find_dataset
 from dndetr.data.loader import Batches, DetectionDataset, Part, eval_loader
 from dndetr.files import replace_text, writable
 from dndetr.models.structures import Feature
@@ -62,8 +63,8 @@ def classify(
     config, categories = settings_of(checkpoint, overrides, ckpt), categories_of(checkpoint)
     device, report = choose_device(config.train.device), Report()
     backbone = load_detector(checkpoint, config, ckpt, device).backbone
-    root = resolve_root(config.data.root)
-    splits = [load_split(root, name, categories) for name in ("train", "val")]
+    dataset = find_dataset(config.data, config.train.seed)
+    splits = [load_split(dataset, name, categories) for name in ("train", "val")]
     seen = [see(backbone, batches(split, config), len(categories), report, split.name) for split in splits]
     train, val = standardised(*seen)
     head = train_head(train, epochs=epochs, seed=seed)

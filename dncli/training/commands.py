@@ -10,7 +10,8 @@ from pathlib import Path
 from dndetr.asking import SAME, Ask, GivenLabels, Plain, Progressive, Suppressed, build_ask
 from dndetr.config import Config
 from dndetr.console import UserError, in_one_line
-from dndetr.data.coco import Categories, load_split, resolve_root
+from dndetr.data.coco import Categories, load_split
+from dndetr.data.layouts import find_dataset
 from dndetr.files import replace_text, writable
 from dndetr.labels.embeddings import for_categories
 from dndetr.models.matcher import Matcher
@@ -83,7 +84,7 @@ def evaluate_command(
     checkpoint = load_checkpoint(ckpt, trust=trust)
     config = settings_of(checkpoint, overrides, ckpt)
     if embeddings is not None:
-        classes = load_split(resolve_root(config.data.root), "val").categories
+        classes = load_split(find_dataset(config.data, config.train.seed), "val").categories
         checkpoint = for_categories(checkpoint, classes, embeddings)
     categories = categories_of(checkpoint)
     asks = telling.asks(checkpoint, config)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from dndetr.config import Config
+from dndetr.files import replace_text
 from dndetr.resolve import Resolved, to_tree
 from dndetr.training import distributed
 from dndetr.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
@@ -17,7 +19,7 @@ from dndetr.training.evaluate import counter_class
 from dndetr.training.incidents import keeper
 from dndetr.training.learner import Learner
 from dndetr.training.precision import check_precision
-from dndetr.training.prepare import Data, begin, build_model, load_data
+from dndetr.training.prepare import Data, anchored, begin, build_model, load_data
 from dndetr.training.report import Report, plan
 from dndetr.training.resume import check_allowed, check_data, check_settings, position, restarted, run_folder
 from dndetr.training.run import CHECKPOINTS_AT_ONCE, Run, check_free, create_run, reopen_run
@@ -43,7 +45,7 @@ def train(
     torchrun started share each batch. Raises UserError for settings, data, weights or folders that do not work, before
     anything is overwritten, and Stopped when SIGTERM or Ctrl-C ended the run and it is saved.
     """
-    config = resolved.config
+    config = anchored(resolved.config)
     check_allowed(allow_change)
     with distributed.processes(config.train.device, config.train.timeout) as device:
         exceptions = be_deterministic(device) if deterministic else []
@@ -108,4 +110,12 @@ def open_run(config: Config, data: Data, learner: Learner, checkpoint: Checkpoin
         distributed.on_main(lambda: create_run(where, tree, first, room=room, overwrite=overwrite))
     else:
         distributed.on_main(lambda: reopen_run(where, tree, checkpoint, room=room))
-    return Run(where)
+    run = Run(where)
+    if config.data.holdout:
+        distributed.on_main(lambda: replace_text(run.holdout, json.dumps(held_out(data)) + "\n"))
+    return run
+
+
+def held_out(data: Data) -> dict[str, list[int]]:
+    """The ids of the images that data.holdout left for training and took for validation."""
+    return {split.name: [image.id for image in split.images] for split in (data.train, data.validation.split)}

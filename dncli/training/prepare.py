@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from torch import nn
 
 from dndetr.config import Config
 from dndetr.console import UserError
-from dndetr.data.coco import Categories, Split, load_split, resolve_root
+from dndetr.data.coco import Categories, Split, load_split
+from dndetr.data.layouts import Dataset, find_dataset
 from dndetr.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
 from dndetr.labels.embeddings import class_embeddings
 from dndetr.models import native
@@ -46,10 +48,16 @@ class Data:
     train: Split
     batches: TrainLoader
     validation: Validation
+    dataset: Dataset
 
     @property
     def categories(self) -> Categories:
         return self.train.categories
+
+    @property
+    def remarks(self) -> list[str]:
+        """What was assumed of the data, once where both splits say it."""
+        return list(dict.fromkeys([*self.train.remarks, *self.validation.split.remarks]))
 
     @property
     def digests(self) -> dict[str, str]:
@@ -57,12 +65,20 @@ class Data:
         return {"train": self.train.digest, "val": self.validation.split.digest}
 
 
+def anchored(config: Config) -> Config:
+    """The settings with absolute paths to the data, which hold in whatever folder a run is gone on with."""
+    names = [name for name in ("root", "train", "val", "images") if getattr(config.data, name) not in ("", "shapes")]
+    paths = {name: os.path.abspath(os.path.expanduser(getattr(config.data, name))) for name in names}
+    return replace(config, data=replace(config.data, **paths))
+
+
 def load_data(config: Config) -> Data:
     """Read both splits; the validation split has the categories of the training split."""
-    root = distributed.on_main(lambda: resolve_root(config.data.root)) or resolve_root(config.data.root)
+    distributed.on_main(lambda: find_dataset(config.data))  # which makes `shapes`, once
 
     def read() -> Data:
-        train = load_split(root, "train")
+        dataset = find_dataset(config.data, config.train.seed)
+        train = load_split(dataset, "train")
         batches = train_loader(
             DetectionDataset(train, config.data, config.train.seed, train=True),
             batch_size=config.train.batch_size,
@@ -72,14 +88,14 @@ def load_data(config: Config) -> Data:
             workers=config.data.workers,
             seed=config.train.seed,
         )
-        return Data(train, batches, load_validation(config, train.categories, root))
+        return Data(train, batches, load_validation(config, train.categories, dataset), dataset)
 
     return distributed.together(read)
 
 
-def load_validation(config: Config, categories: Categories, root: Path | None = None) -> Validation:
-    """The validation split under `root` or data.root, with the categories that the detector knows."""
-    split = load_split(root or resolve_root(config.data.root), "val", categories)
+def load_validation(config: Config, categories: Categories, dataset: Dataset | None = None) -> Validation:
+    """The validation split of `dataset`, by default the one of the settings, with the categories that the detector knows."""
+    split = load_split(dataset or find_dataset(config.data, config.train.seed), "val", categories)
     batches = eval_loader(
         DetectionDataset(split, config.data, config.train.seed, train=False),
         batch_size=config.eval.batch_size,

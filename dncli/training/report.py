@@ -122,6 +122,8 @@ def plan(
             "batch",
             f"{batch(data.batches.plan.batch_size, world, train.accumulate)}, {steps} step{'s' if steps > 1 else ''} an epoch",
         ),
+        ("data", data.dataset.line),
+        *(("", remark) for remark in data.remarks),
         ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
         ("training images", counts(data.train)),
         ("validation images", counts(data.validation.split)),

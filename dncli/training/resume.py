@@ -23,6 +23,7 @@ from dndetr.training.run import NEXT_SETTINGS
 FREE = (
     "train.epochs", "train.device", "train.save_steps", "train.keep_every", "train.skip_nonfinite", "train.timeout",
     "data.workers", "eval.counter", "op",
+    "data.root", "data.train", "data.val", "data.images",  # that the data are the same is told by their digests
 )  # fmt: skip
 DATASET = "dataset"  # the word of --allow-change for other annotations
 

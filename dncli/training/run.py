@@ -79,6 +79,11 @@ class Run:
         """COCO results of the best epoch."""
         return self.path / "eval" / "detections.json"
 
+    @property
+    def holdout(self) -> Path:
+        """The ids of the images that data.holdout left for training, and those that it took for validation."""
+        return self.path / "holdout.json"
+
     def writing(self) -> AbstractContextManager[None]:
         """What cannot be written becomes a UserError. The checkpoints that were there are there still."""
         return writable(self.path, f"make room, then go on with: dndetr train --resume {self.path}")

@@ -8,7 +8,15 @@ from typing import Any
 
 from PIL import Image
 
+from dndetr.config import DataConfig
+from dndetr.data.layouts import Dataset, find_dataset
+
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
+
+
+def at(root: Path | str) -> Dataset:
+    """The dataset that lies there."""
+    return find_dataset(DataConfig(root=str(root)))
 
 
 def image(i: int, width: int = 40, height: int = 20, **other: Any) -> dict[str, Any]:

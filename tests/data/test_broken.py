@@ -16,7 +16,7 @@ from PIL import Image
 
 from dndetr.config import DataConfig
 from dndetr.console import UserError
-from dndetr.data import annotations, augment, images
+from dndetr.data import annotations, augment, images, locate, store
 from dndetr.data.check import check_dataset, lines
 from dndetr.data.coco import load_split
 from dndetr.data.images import SizeError, read_image
@@ -26,6 +26,7 @@ from dndetr.training.commands import evaluate_command
 from dndetr.training.evaluate import ground_truth
 from dndetr.training.loop import train
 from tests.data.broken import IMAGE, IMAGES, KINDS, OBJECTS, Kind, write_broken
+from tests.data.coco_files import at
 from tests.training.tiny import resolved, tiny_config, write_dataset
 
 HANGS = 120  # seconds, even beside other work
@@ -89,7 +90,7 @@ def test_there_are_many_kinds():
 @every_kind
 def test_the_check_names_it_or_finds_nothing(tmp_path, kind):
     write_broken(tmp_path / "data", kind)
-    report = check_dataset(tmp_path / "data")
+    report = check_dataset(at(tmp_path / "data"))
     said = [str(defect) for defect in report.defects]
     if kind.outcome == "sound":
         assert not said and lines(report)[-1] == "no defects"
@@ -109,7 +110,7 @@ def test_training_refuses_it_or_has_the_right_objects(tmp_path, kind, monkeypatc
     if kind.outcome == "refused":
         assert tells(refusal(train, settings, tmp_path / "run"), kind, "train")
         return
-    split = load_split(root, "train")
+    split = load_split(at(root), "train")
     assert len(split.images) == IMAGES and len(split.labels) == kind.objects
     corners = split.boxes[:, :2] - split.boxes[:, 2:] / 2, split.boxes[:, :2] + split.boxes[:, 2:] / 2
     assert corners[0].min() >= -1e-6 and corners[1].max() <= 1 + 1e-6 and (split.boxes[:, 2:] > 0).all()
@@ -125,7 +126,7 @@ def test_evaluation_refuses_it_or_measures_the_right_objects(tmp_path, kind, run
     if kind.outcome == "refused":
         assert tells(refusal(evaluate_command, run, [f"data.root={root}"]), kind, "val")
         return
-    split = load_split(root, "val", load_split(root, "train").categories)
+    split = load_split(at(root), "val", load_split(at(root), "train").categories)
     truth = ground_truth(split)
     objects = [entry for entry in truth.anns.values() if not entry["iscrowd"]]
     assert len(objects) == kind.objects
@@ -140,7 +141,7 @@ def test_evaluation_refuses_it_or_measures_the_right_objects(tmp_path, kind, run
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.outcome == "sound"], ids=lambda kind: kind.name)
 def test_pictures_are_as_a_viewer_shows_them(tmp_path, kind):
     files = write_broken(tmp_path / "data", kind)["train"]
-    for record in load_split(tmp_path / "data", "train").images:
+    for record in load_split(at(tmp_path / "data"), "train").images:
         picture = read_image(record.path, size=(record.width, record.height))
         assert picture.mode == "RGB" and picture.size == (record.width, record.height)
         for place, colour in files.colours.items() if record.path == files.picture else ():
@@ -198,10 +199,10 @@ def test_mistakes_of_the_validation_split_are_found_before_the_training(tmp_path
 def test_a_validation_split_without_objects_measures_nothing(tmp_path, run):
     root = write_broken(tmp_path / "data", Kind("", empty, "", (), 0, False), splits=("val",))["val"].root
     assert evaluate_command(run, [f"data.root={root}"])["ap"] is None
-    assert not check_dataset(root).defects
+    assert not check_dataset(at(root)).defects
     write_broken(tmp_path / "more", Kind("", empty, "", (), 0, False), splits=("train",))
     told = "instances_train.json: none of the 4 images has an object to train on"
-    assert [str(defect).endswith(told) for defect in check_dataset(tmp_path / "more").defects] == [True]
+    assert [str(defect).endswith(told) for defect in check_dataset(at(tmp_path / "more")).defects] == [True]
     assert refusal(train, resolved(tiny_config(tmp_path / "more")), tmp_path / "run")[0].endswith(told)
 
 
@@ -223,15 +224,15 @@ def empty(files):
 def test_the_data_root_itself_may_be_a_link(tmp_path):
     write_dataset(tmp_path / "real", train=IMAGES, val=IMAGES)
     (tmp_path / "link").symlink_to("real")
-    assert not check_dataset(tmp_path / "link").defects
-    assert len(load_split(tmp_path / "link", "train").labels) == OBJECTS
+    assert not check_dataset(at(tmp_path / "link")).defects
+    assert len(load_split(at(tmp_path / "link"), "train").labels) == OBJECTS
 
 
 def test_what_leads_out_of_the_root_is_not_even_opened(tmp_path, monkeypatch):
     files = write_broken(tmp_path / "data", by_name["link_out_of_the_root"])["train"]
     opened = []
     monkeypatch.setattr("dndetr.data.check.read_image", lambda path, size: opened.append(path))
-    check_dataset(tmp_path / "data")
+    check_dataset(at(tmp_path / "data"))
     assert len(opened) == 2 * (IMAGES - 1) and files.picture not in opened
 
 
@@ -241,10 +242,12 @@ def test_folders_are_listed_once_and_only_links_are_followed(tmp_path, monkeypat
     (root / "train" / "29.png").rename(root / "29.png")
     (root / "train" / "29.png").symlink_to("../29.png")
     looked = []
-    monkeypatch.setattr(annotations.os.path, "realpath", spy(os.path.realpath, looked))
-    monkeypatch.setattr(annotations.os, "scandir", spy(os.scandir, looked))
-    load_split(root, "train")
-    assert len(looked) == 5  # both roots, the folder and its listing, and the link
+    monkeypatch.setattr(locate.os.path, "realpath", spy(os.path.realpath, looked))
+    monkeypatch.setattr(store.os, "scandir", spy(os.scandir, looked))
+    load_split(at(root), "train")
+    assert (
+        len(looked) == 7
+    )  # the root, its annotations and its images are listed; of two roots, the folder and the link one asks
 
 
 def spy(function, calls):

@@ -1,13 +1,14 @@
 import pytest
 from PIL import Image
 
+from dndetr.console import UserError
 from dndetr.data import annotations as kinds
 from dndetr.data.check import Counts, check_dataset, lines
-from tests.data.coco_files import CATEGORIES, image, item, write_annotations, write_split
+from tests.data.coco_files import CATEGORIES, at, image, item, write_annotations, write_split
 
 
 def found(root, **options) -> list[tuple]:
-    return [(d.kind, d.image_id, d.annotation_id) for d in check_dataset(root, **options).defects]
+    return [(d.kind, d.image_id, d.annotation_id) for d in check_dataset(at(root), **options).defects]
 
 
 def sound(root):
@@ -20,7 +21,7 @@ def test_counts(tmp_path):
     annotations = [item(i, 1, [0, 0, 10, 10], category=7) for i in (1, 2, 3)]
     annotations += [item(4, 2, [0, 0, 36, 40]), item(5, 2, [0, 0, 5, 5], iscrowd=1), item(6, 2, [0, 0, 5, 0])]
     write_split(tmp_path, "train", [image(1), image(2, 50, 60), image(3)], annotations)
-    report = check_dataset(tmp_path)
+    report = check_dataset(at(tmp_path))
     assert report.splits["train"] == Counts(
         images=3,
         with_objects=2,
@@ -37,7 +38,7 @@ def test_counts(tmp_path):
 
 
 def test_no_defects(tmp_path):
-    assert lines(check_dataset(sound(tmp_path), queries=1))[-1] == "no defects"
+    assert lines(check_dataset(at(sound(tmp_path)), queries=1))[-1] == "no defects"
 
 
 def test_every_kind_of_defect(tmp_path):
@@ -96,17 +97,18 @@ def test_boxes_may_leave_by_a_pixel(tmp_path):
 
 
 def test_splits_that_are_not_there(tmp_path):
-    assert found(tmp_path / "nowhere") == [(kinds.NO_SPLIT, None, None)] * 2
+    with pytest.raises(UserError, match="no such folder"):
+        found(tmp_path / "nowhere")
     write_split(tmp_path, "train", [image(1)], [item(1, 1, [0, 0, 5, 5])])
-    report = check_dataset(tmp_path)
-    assert list(report.splits) == ["train"] and report.defects[0].message.startswith("val: ")
+    report = check_dataset(at(tmp_path))
+    assert list(report.splits) == ["train"] and "has no validation split" in report.defects[0].message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "{}", '{"images": 1, "annotations": {}, "categories": null}'])
 def test_malformed_files_never_raise(tmp_path, text):
     sound(tmp_path)
     write_annotations(tmp_path, "val", text)
-    report = check_dataset(tmp_path)
+    report = check_dataset(at(tmp_path))
     assert report.splits["train"].objects == 1 and report.splits["val"].images == 0
     assert report.defects and all(defect.file.endswith("instances_val.json") for defect in report.defects)
     assert all(isinstance(line, str) for line in lines(report))
@@ -116,7 +118,7 @@ def test_categories_of_the_splits_must_agree(tmp_path):
     sound(tmp_path)
     other = [{"id": 3, "name": "cow"}, {"id": 8, "name": "hen"}]
     write_split(tmp_path, "val", [image(1)], [item(1, 1, [0, 0, 5, 5])], other)
-    messages = [defect.message for defect in check_dataset(tmp_path).defects]
+    messages = [defect.message for defect in check_dataset(at(tmp_path)).defects]
     assert messages == ["category 3 is cow, but cat in the training split", "category 8 (hen) is not in the training split"]
     assert {entry["id"] for entry in CATEGORIES} == {3, 7}
 
@@ -124,7 +126,7 @@ def test_categories_of_the_splits_must_agree(tmp_path):
 def test_as_text(tmp_path):
     sound(tmp_path)
     write_split(tmp_path, "train", [image(1)], [item(i, 1, [0, 0, 5, 0]) for i in range(5)])
-    text = lines(check_dataset(tmp_path), most=2)
+    text = lines(check_dataset(at(tmp_path)), most=2)
     assert "train: 1 images, 0 with objects, 1 without" in text
     assert text[-4] == "5 defects: empty box 5"
     assert text[-3].startswith(
@@ -135,12 +137,12 @@ def test_as_text(tmp_path):
 
 def test_progress_is_tracked(tmp_path):
     tracked = []
-    check_dataset(sound(tmp_path), track=lambda images: tracked.extend(images) or images)
+    check_dataset(at(sound(tmp_path)), track=lambda images: tracked.extend(images) or images)
     assert [entry.id for entry in tracked] == [1, 1]
 
 
 @pytest.mark.parametrize("name, most, crowds", [("bccd", 30, 0), ("coco-open", 34, 9)])
 def test_real_data(real, name, most, crowds):
-    report = check_dataset(real(name), queries=100)
+    report = check_dataset(at(real(name)), queries=100)
     assert not report.defects
     assert report.splits["train"].most_objects == most and report.splits["train"].crowds == crowds

@@ -5,33 +5,32 @@ import pytest
 import torch
 
 from dndetr.console import UserError
-from dndetr.data.annotations import read_annotations
-from dndetr.data.coco import Categories, find_split, load_split
-from tests.data.coco_files import image, item, write_annotations, write_split
+from dndetr.data.coco import Categories, load_split
+from tests.data.coco_files import at, image, item, write_annotations, write_split
 
 
 def refusal(root, split="train", **options) -> tuple[str, ...]:
     with pytest.raises(UserError) as caught:
-        load_split(root, split, **options)
+        load_split(at(root), split, **options)
     return caught.value.lines
 
 
 @pytest.mark.parametrize("suffix", ["", "2017"])
 def test_both_layouts(tmp_path, suffix):
     write_split(tmp_path, f"val{suffix}", [image(1)], [])
-    files = find_split(tmp_path, "val")
-    assert files.annotation_file == tmp_path / "annotations" / f"instances_val{suffix}.json"
-    assert files.image_folder == tmp_path / f"val{suffix}"
+    dataset = at(tmp_path)
+    assert list(dataset.sources) == ["val"]
+    assert dataset.sources["val"].name == f"annotations/instances_val{suffix}.json"
+    assert load_split(dataset, "val", Categories((3, 7), ("cat", "dog"))).images[0].path == tmp_path / f"val{suffix}" / "1.png"
 
 
 def test_what_was_looked_for(tmp_path):
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        find_split(tmp_path / "nowhere", "train")
-    with pytest.raises(UserError, match="neither annotations/instances_train2017.json nor annotations/instances_train.json"):
-        find_split(tmp_path, "train")
+        at(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no dataset in a layout that is known here.*\n.*instances_train.json"):
+        at(tmp_path)
     write_annotations(tmp_path, "train", "{}")
-    with pytest.raises(UserError, match=f"no folder {tmp_path}/train"):
-        find_split(tmp_path, "train")
+    assert f"no folder {tmp_path}/train" in refusal(tmp_path)[0]
 
 
 def test_objects_in_the_detector_s_terms(tmp_path):
@@ -42,7 +41,7 @@ def test_objects_in_the_detector_s_terms(tmp_path):
         item(3, 5, [0, 0, 4, 2], category=3),
         item(4, 5, [0, 0, 40, 20], iscrowd=1),
     ]
-    split = load_split(write_split(tmp_path, "train", [image(5), image(9), image(2)], annotations), "train")
+    split = load_split(at(write_split(tmp_path, "train", [image(5), image(9), image(2)], annotations)), "train")
     assert split.categories == Categories((3, 7), ("cat", "dog"))
     assert split.categories.labels == {3: 0, 7: 1}
     assert [record.id for record in split.images] == [5, 9, 2]
@@ -57,7 +56,7 @@ def test_objects_in_the_detector_s_terms(tmp_path):
 def test_boxes_are_clipped_and_empty_ones_dropped(tmp_path):
     boxes = [[-10, -10, 30, 20], [30, 10, 0, 5], [30, 10, 5, -1], [41, 5, 3, 3], [30, 10, 20, 20]]
     annotations = [item(i, 1, box) for i, box in enumerate(boxes)]
-    split = load_split(write_split(tmp_path, "train", [image(1)], annotations), "train")
+    split = load_split(at(write_split(tmp_path, "train", [image(1)], annotations)), "train")
     torch.testing.assert_close(split.objects(1).boxes, torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.875, 0.75, 0.25, 0.5]]))
 
 
@@ -65,10 +64,10 @@ def test_categories_of_one_name_are_classes_of_their_own(tmp_path):
     """As in exports that name a category like its parent."""
     twins = [{"id": 0, "name": "fish"}, {"id": 1, "name": "fish"}]
     root = write_split(tmp_path, "train", [image(1)], [item(1, 1, [0, 0, 9, 9], category=1)], twins)
-    split = load_split(root, "train")
+    split = load_split(at(root), "train")
     assert split.categories.ids == (0, 1)
     assert split.objects(1).labels.tolist() == [1]
-    (defect,) = read_annotations(split.annotation_file).defects
+    (defect,) = at(root).annotations("train").defects
     assert defect.message == "category 1 is named 'fish' like category 0; give each its own name"
 
 
@@ -125,7 +124,7 @@ def test_malformed_files(tmp_path, text, said):
     (tmp_path / "train").mkdir()
     write_annotations(tmp_path, "train", text)
     with pytest.raises(UserError, match=said):
-        load_split(tmp_path, "train")
+        load_split(at(tmp_path), "train")
 
 
 def test_not_text(tmp_path):
@@ -143,7 +142,7 @@ def test_file_names_stay_in_the_root(tmp_path, name):
 def test_subfolders_are_allowed(tmp_path):
     (tmp_path / "train" / "a").mkdir(parents=True)
     root = write_split(tmp_path, "train", [image(1, file_name="a/1.png")], [item(1, 1, [0, 0, 5, 5])])
-    assert load_split(root, "train").images[0].path == root / "train" / "a" / "1.png"
+    assert load_split(at(root), "train").images[0].path == root / "train" / "a" / "1.png"
 
 
 def test_nothing_to_train_on(tmp_path):
@@ -151,13 +150,13 @@ def test_nothing_to_train_on(tmp_path):
     for split in ("train", "val"):
         write_split(tmp_path, split, [image(1)], [crowd])
     assert "none of the 1 images has an object to train on" in refusal(tmp_path)[0]
-    assert load_split(tmp_path, "val").most_objects == 0
+    assert load_split(at(tmp_path), "val").most_objects == 0
 
 
 def test_categories_of_a_checkpoint(tmp_path):
     root = write_split(tmp_path, "val", [image(1)], [item(1, 1, [0, 0, 5, 5], category=7)])
     known = Categories((1, 3, 7), ("bird", "cat", "dog"))
-    split = load_split(root, "val", known)
+    split = load_split(at(root), "val", known)
     assert split.categories is known and split.objects(1).labels.tolist() == [2]
     assert (
         "category 7 (dog) is not among the 1 that were trained"
@@ -174,9 +173,9 @@ def test_categories_are_plain():
 
 @pytest.mark.parametrize("name, images, objects, classes", [("bccd", 292, 3941, 3), ("coco-open", 92, 820, 80)])
 def test_real_data(real, name, images, objects, classes):
-    split = load_split(real(name), "train")
+    split = load_split(at(real(name)), "train")
     assert (len(split.images), len(split.labels), len(split.categories)) == (images, objects, classes)
     assert split.labels.min() >= 0 and split.labels.max() < classes
     half = split.boxes[:, 2:] / 2
     assert (split.boxes[:, :2] - half > -1e-6).all() and (split.boxes[:, :2] + half < 1 + 1e-6).all()
-    assert load_split(real(name), "val", split.categories).categories == split.categories
+    assert load_split(at(real(name)), "val", split.categories).categories == split.categories

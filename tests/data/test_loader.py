@@ -11,13 +11,13 @@ from dndetr.console import UserError
 from dndetr.data.coco import load_split
 from dndetr.data.loader import DetectionDataset, Refusal, collate, eval_loader, packed, train_loader, unpacked
 from dndetr.models.structures import Images, Target
-from tests.data.coco_files import image, item, write_split
+from tests.data.coco_files import at, image, item, write_split
 
 CONFIG = DataConfig(sizes=(48, 64), eval_size=64, max_size=96, vertical_flip=0.5)
 
 
 def dataset(shapes, train=True, seed=0) -> DetectionDataset:
-    return DetectionDataset(load_split(shapes, "train" if train else "val"), CONFIG, seed, train)
+    return DetectionDataset(load_split(at(shapes), "train" if train else "val"), CONFIG, seed, train)
 
 
 def loader(shapes, **options):
@@ -139,7 +139,7 @@ def test_a_broken_image_is_one_sentence(tmp_path, workers):
     root = write_split(tmp_path, "val", [image(1), image(2), image(3)], [item(1, 1, [0, 0, 9, 9])])
     (root / "val" / "2.png").write_bytes(b"broken")
     Image.new("RGB", (9, 9)).save(root / "val" / "3.png")
-    data = DetectionDataset(load_split(root, "val"), CONFIG, 0, False)
+    data = DetectionDataset(load_split(at(root), "val"), CONFIG, 0, False)
     with pytest.raises(UserError) as caught:
         list(eval_loader(data, batch_size=4, workers=workers))
     assert len(caught.value.lines) == 2
@@ -150,7 +150,7 @@ def test_a_broken_image_is_one_sentence(tmp_path, workers):
 @pytest.mark.parametrize("name", ["bccd", "coco-open"])
 def test_real_data(real, name):
     config = DataConfig(sizes=(128, 160), eval_size=160, max_size=256)
-    data = DetectionDataset(load_split(real(name), "train"), config, 0, True)
+    data = DetectionDataset(load_split(at(real(name)), "train"), config, 0, True)
     for index in range(0, len(data), 9):
         view, target = data[1, index]
         assert view.shape[0] == 3 and max(view.shape) <= 256 and torch.isfinite(view).all()
@@ -178,8 +178,10 @@ def test_workers_do_not_keep_python_from_exiting(shapes):
     script = f"""
 from dndetr.config import DataConfig
 from dndetr.data.coco import load_split
+from dndetr.data.layouts import find_dataset
 from dndetr.data.loader import DetectionDataset, eval_loader
-held = iter(eval_loader(DetectionDataset(load_split({str(shapes)!r}, "val"), DataConfig(), 0, False), batch_size=2, workers=1))
+split = load_split(find_dataset(DataConfig(root={str(shapes)!r})), "val")
+held = iter(eval_loader(DetectionDataset(split, DataConfig(), 0, False), batch_size=2, workers=1))
 next(held)
 """
     done = subprocess.run([sys.executable, "-c", script], timeout=120, capture_output=True, text=True)

@@ -10,8 +10,10 @@ from pycocotools.coco import COCO
 
 from dndetr.console import UserError
 from dndetr.data.check import check_dataset
-from dndetr.data.coco import load_split, resolve_root
+from dndetr.data.coco import load_split
+from dndetr.data.layouts import resolve_root
 from dndetr.data.shapes import CATEGORIES, FINE, Figure, draw_image, form_mask, make_shapes, measure, shapes_root, visible
+from tests.data.coco_files import at
 
 SMALL = {"train": 2, "val": 1, "size": 32, "seed": 0}
 
@@ -27,10 +29,10 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def test_layout(shapes):
-    split = load_split(shapes, "train")
-    assert len(split.images) == 24 and len(load_split(shapes, "val").images) == 8
+    split = load_split(at(shapes), "train")
+    assert len(split.images) == 24 and len(load_split(at(shapes), "val").images) == 8
     assert split.categories.ids == (1, 2, 4, 7, 11, 16) and "star" in split.categories.names
-    assert not check_dataset(shapes, queries=8).defects
+    assert not check_dataset(at(shapes), queries=8).defects
     assert COCO(shapes / "annotations" / "instances_val.json").getCatIds() == list(CATEGORIES)
 
 
@@ -115,7 +117,7 @@ def test_several_at_once(cache):
     with ThreadPoolExecutor(4) as pool:
         roots = list(pool.map(lambda _: shapes_root(**SMALL), range(4)))
     assert len(set(roots)) == 1 and list(cache.iterdir()) == roots[:1]
-    assert not check_dataset(roots[0]).defects
+    assert not check_dataset(at(roots[0])).defects
 
 
 def test_an_interrupted_drawing_leaves_nothing(cache, monkeypatch):

@@ -8,19 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dndetr.console import UserError
-from dndetr.data.annotations import Annotations, read_annotations
+from dndetr.data.annotations import Annotations
 from dndetr.data.coco import Categories, pack
+from dndetr.data.formats.coco import coco_at
+from dndetr.data.store import Folder
 from dndetr.resolve import Resolved, from_tree, load_preset, to_yaml
 
 OVERRIDE = "#! "  # a preset's line that begins so is a comment to YAML, and to this target an override: #! train.lr=1
 
 
 def annotations(data: bytes) -> None:
-    """read_annotations reports every defect in words that can be printed, and what it keeps can be trained on."""
+    """The reader of COCO files reports every defect in words that can be printed, and what it keeps can be trained on."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "annotations.json")
         file.write_bytes(data)
-        found = read_annotations(file, Path(folder))
+        found = coco_at(Folder(Path(folder)), "annotations.json", "").annotations()
         for defect in found.defects:
             assert str(defect).isprintable(), "a terminal cannot show this on one line"
         check_objects(found)
@@ -29,7 +31,7 @@ def annotations(data: bytes) -> None:
 def check_objects(found: Annotations) -> None:
     """Every object is of a known class and a box within its image."""
     names = found.categories
-    split = pack(found, "train", found.file.parent, Categories(tuple(sorted(names)), tuple(names[i] for i in sorted(names))))
+    split = pack(found, "train", Categories(tuple(sorted(names)), tuple(names[i] for i in sorted(names))))
     assert len(split.labels) == len(split.boxes) == sum(last - first for first, last in split.spans.values())
     assert all(0 <= label < len(names) for label in split.labels.tolist())
     assert split.boxes.isfinite().all() and ((split.boxes >= 0) & (split.boxes <= 1)).all()

@@ -16,6 +16,7 @@ from dndetr.training.evaluate import METRICS
 from dndetr.training.learner import Learner
 from dndetr.training.loop import train
 from dndetr.training.prepare import load_validation
+from tests.data.coco_files import at
 from tests.training.processes import run
 from tests.training.tiny import CLASSES, batch, frozen_statistics, halves, resolved, tiny_config, tiny_model, write_dataset
 
@@ -55,7 +56,7 @@ def share(root: str) -> list[int]:
     """The images that this process evaluates."""
     config = tiny_config(root)
     return [
-        t.image_id for _, targets in load_validation(config, load_split(root, "train").categories).batches for t in targets
+        t.image_id for _, targets in load_validation(config, load_split(at(root), "train").categories).batches for t in targets
     ]
 
 

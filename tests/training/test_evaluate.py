@@ -23,12 +23,13 @@ from dndetr.training.evaluate import (
     index,
     no_garbage_collection,
 )
+from tests.data.coco_files import at
 from tests.training.tiny import CATEGORY_IDS, write_dataset
 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory):
-    return load_split(write_dataset(tmp_path_factory.mktemp("data"), train=2, val=8), "val")
+    return load_split(at(write_dataset(tmp_path_factory.mktemp("data"), train=2, val=8)), "val")
 
 
 def output(logits: torch.Tensor, boxes: torch.Tensor, anchors: torch.Tensor | None = None) -> Output:

@@ -14,6 +14,7 @@ from dndetr.draw import Mark, color_of, draw_marks, side_by_side
 from dndetr.plots import plot_run
 from dndetr.training.evaluate import ground_truth
 from dndetr.training.pictures import draw_samples, marks
+from tests.data.coco_files import at
 from tests.training.tiny import write_dataset
 
 BLACK = (0, 0, 0)
@@ -133,7 +134,7 @@ def test_marks_have_names_and_scores_and_the_best_is_last():
 
 
 def folder_of_samples(tmp_path, images: int, detections=()) -> list:
-    split = load_split(write_dataset(tmp_path / "data", train=2, val=images), "val")
+    split = load_split(at(write_dataset(tmp_path / "data", train=2, val=images)), "val")
     (tmp_path / "out").mkdir()
     draw_samples(split, ground_truth(split), detections, tmp_path / "out")
     return sorted((tmp_path / "out").iterdir())

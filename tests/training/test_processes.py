@@ -19,6 +19,7 @@ from dndetr.training.checkpoint import load_checkpoint
 from dndetr.training.commands import evaluate_command
 from dndetr.training.evaluate import METRICS
 from dndetr.training.learner import Learner
+from tests.data.coco_files import at
 from tests.training.faults import records
 from tests.training.processes import GUARD, TORCHRUN, command, run
 from tests.training.tiny import frozen_statistics, tiny_config, to_tree, write_dataset
@@ -156,7 +157,7 @@ def test_a_process_that_never_comes_is_missed(tmp_path, root):
 
 def first_images(root: Path, split: str, world: int, rank: int) -> list[Path]:
     """What process `rank` reads first of a split."""
-    images = load_split(root, split).images
+    images = load_split(at(root), split).images
     if split == "val":
         return [images[rank].path]
     (keys, *_) = TrainPlan(len(images), 4, 1, rank, world, seed=0)

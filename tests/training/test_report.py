@@ -77,6 +77,7 @@ def test_the_header_says_what_is_about_to_happen(root):
     assert header(replace(tiny_config(root), op="torch")) == {
         "device": "cpu, fp32",
         "batch": "4 images a step, 2 steps an epoch",
+        "data": f"{root}, the plain COCO layout: annotations/instances_train.json and annotations/instances_val.json",
         "classes": "3: red, green, blue",
         "training images": "7 with objects, 3 without",
         "validation images": "4 with objects, 2 without",

@@ -263,7 +263,7 @@ def test_annotations_that_changed_under_the_same_path_are_noticed(settings, root
 def test_a_dataset_that_moved_is_still_the_same(settings, root, half, whole, tmp_path):
     run, moved = copied(half, tmp_path), Path(shutil.copytree(root, tmp_path / "moved"))
     config = replace(settings, data=replace(settings.data, root=str(moved)))
-    train(resolved(config), None, resume=run, allow_change=["data.root"])
+    train(resolved(config), None, resume=run)
     assert (
         differences(run, whole, but=("data.root",)) == ["best.pt: config"] or differences(run, whole, but=("data.root",)) == []
     )

@@ -48,7 +48,6 @@ values(
     ("half_a_character", "\ud83d.png", (IMAGE, "file_name must be text", r"\ud83d.png")),
     ("too_long", "x" * 5000 + ".png", (IMAGE, "xxx... does not exist")),
     ("of_nothing", "gone.png", (IMAGE, "gone.png does not exist")),
-    ("of_windows", "train\\1.png", (IMAGE, "does not exist; write / between folders")),
     ("of_another_image", "0.png", (IMAGE, "file_name '0.png' is that of image 3 too; list each file once")),
     ("of_another_image_in_disguise", "./0.png", (IMAGE, "file_name '0.png' is that of image 3 too")),
 )  # fmt: skip
@@ -239,9 +238,14 @@ def annotation_file_is_a_pipe(files):
     os.mkfifo(files.file)
 
 
-@refused("is there, but not its images: no folder")
+@refused("its images are not there: no folder")
 def image_folder_missing(files):
     files.folder.rename(files.outside / "away")
+
+
+@sound()
+def file_name_of_windows(files):
+    files.image["file_name"] = f".\\{files.split}\\{files.image['file_name']}"
 
 
 # Boxes and masks that are reported, and mended or not used.

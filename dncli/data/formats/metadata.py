@@ -1,0 +1,56 @@
+"""Hugging Face's imagefolder: metadata.jsonl, a line of JSON an image."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+from dndetr.console import in_one_line
+from dndetr.data import annotations as kinds
+from dndetr.data.annotations import Annotations, shown
+from dndetr.data.formats.reading import lines_of, start_images, take_object
+from dndetr.data.formats.source import Source, Sources, folders_with
+from dndetr.data.store import Store, is_file, join
+
+
+def metadata(store: Store) -> Sources:
+    """Hugging Face's imagefolder."""
+    folders = folders_with(store, "metadata.jsonl", lambda folder: is_file(store, join(folder, "metadata.jsonl")))
+    folders = folders or ({"train": ""} if is_file(store, "metadata.jsonl") else {})
+    return {
+        split: Source("metadata.jsonl", join(folder, "metadata.jsonl"), store, partial(read_metadata, folder=folder))
+        for split, folder in folders.items()
+    }
+
+
+def read_metadata(found: Annotations, folder: str) -> None:
+    """Hugging Face's imagefolder: a line of JSON an image, with `file_name` and `objects`: lists `bbox` (as COCO's) and
+    `categories` or `category`. Classes are numbers there; where they are names, these are taken.
+    """
+    rows = []
+    for number, line in enumerate(lines_of(found, found.file), start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None:
+                objects = row.get("objects") or {}
+                classes = objects.get("categories", objects.get("category", []))
+                boxes = objects.get("bbox", [])
+                rows.append((number, str(row["file_name"]), list(zip(boxes, classes, strict=True))))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            told = f"line {number}: must be JSON with file_name and objects ({in_one_line(error)})"
+            found.add(kinds.MALFORMED, told)
+    classes = {value for _, _, listed in rows for _, value in listed if isinstance(value, (int, str))}
+    number_of = {name: name if isinstance(name, int) else i for i, name in enumerate(sorted(classes, key=str), start=1)}
+    for value, number in sorted(number_of.items(), key=lambda pair: pair[1]):
+        found.take("categories", {"id": number, "name": str(value)}, "categories")
+    images = {join(folder, name): (number, listed) for number, name, listed in rows}
+    for name, image in start_images(found, list(images)):
+        number, listed = images[name]
+        for i, (box, value) in enumerate(listed):
+            place = f"line {number}, object {i}"
+            if kinds.is_box(box) and value in number_of:
+                x, y, width, height = box
+                take_object(found, image.id, number_of[value], (x, y, x + width, y + height), place)
+            else:
+                told = f"{place}: must be a bbox [x, y, width, height] and a category, got {shown([box, value])}"
+                found.add(kinds.WRONG_TYPE, told, image.id)
