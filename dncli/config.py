@@ -32,6 +32,7 @@ class DataConfig:
     crop: bool = True  # DETR's random crop, in half of the training images
     flip: float = 0.5  # probability of a horizontal flip
     vertical_flip: float = 0.0  # for pictures without an up and down (cells, aerial views)
+    exif: Literal["apply", "ignore"] = "apply"  # ignore: boxes are of the pictures as stored, before their EXIF rotation
 
     __pydantic_config__ = STRICT
 

@@ -1,11 +1,15 @@
-"""Image files of any kind to RGB pictures of 8 bits, turned as a viewer shows them."""
+"""Image files of any kind to RGB pictures of 8 bits, turned as a viewer shows them unless a run decides otherwise."""
 
 from __future__ import annotations
 
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -13,12 +17,16 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from dndetr.console import UserError, in_one_line
 from dndetr.data.annotations import UNPRINTABLE
 
+if TYPE_CHECKING:
+    from dndetr.config import DataConfig
+
 # Aerial pictures of hundreds of megapixels are read; a file that is far too small for its pixels is not a picture.
 LARGE = 90_000_000  # pixels up to which no file can do harm
 LARGEST = 2**30  # pixels that are unpacked at most, some 4 GB
 PACKED = 500  # pixels a byte of a large file; photographs have up to some 20
 Image.MAX_IMAGE_PIXELS = None  # `check_pixels` takes the place of Pillow's check, which knows no size of files
 
+SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,28 +35,40 @@ UPRIGHT = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
-}  # by EXIF orientation
-SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+}  # by EXIF orientation; 5 to 8 change width for height
+BACK = {**UPRIGHT, 6: UPRIGHT[8], 8: UPRIGHT[6]}
 
 
-def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+@dataclass(frozen=True)
+class Reading:
+    """What a run decides about its pictures where a file leaves it open."""
+
+    exif: str = "apply"  # or `ignore`: no picture is turned
+
+
+AS_SHOWN = Reading()
+
+
+def reading_of(config: DataConfig) -> Reading:
+    return Reading(config.exif)
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None, reading: Reading = AS_SHOWN) -> Image.Image:
     """The picture in `path` as RGB.
 
     Its EXIF rotation is applied, unless `size` (width and height by the annotations, whose boxes count on them) fits only
-    the picture as it is stored. Raises UserError for files that cannot be read, and where neither has that size.
+    the picture as it is stored, or `reading` says otherwise. Raises UserError for files that cannot be read, and where
+    the picture has another size.
     """
-    try:
-        check_file(path)
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # Pillow's are not about anything to mend
-            check_pixels(path, file.size, size)
-            file.load()
-            stored = file.size
-            picture = as_rgb(rotated(file, size))
-    except UserError:
-        raise
-    except Exception as error:  # decoders raise whatever they like
-        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as an image ({reason(error)})"
-        raise UserError(f"{in_a_line(path)}: {what}; mend or remove it, and its annotations") from error
+    with opened(path, size) as file:
+        stored, told = stored_size(file), orientation_of(file) if is_tiff(file) else 1
+        file.load()
+        left = orientation_of(file)
+        picture = as_rgb(file)
+    orientation, turned = (told, left != told) if told > 1 else (left, False)  # Pillow turns TIFF, and TIFF alone, by itself
+    apply = reading.exif == "apply" and not (size is not None and fits_as_stored(stored, orientation, size))
+    if apply != turned and orientation in UPRIGHT:
+        picture = picture.transpose((UPRIGHT if apply else BACK)[orientation])
     if size is not None and picture.size != tuple(size):
         raise SizeError(
             f"{in_a_line(path)}: the image is {picture.size[0]} x {picture.size[1]}, its annotations say {size[0]} x {size[1]}"
@@ -56,6 +76,21 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Image.I
             + "; correct width, height and boxes there"
         )
     return picture
+
+
+@contextmanager
+def opened(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[Image.Image]:
+    """The file, open in Pillow. Whatever goes wrong with it until it is closed becomes a UserError."""
+    try:
+        check_file(path)
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:  # Pillow's are not about anything to mend
+            check_pixels(path, file.size, size)
+            yield file
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise whatever they like
+        what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as an image ({reason(error)})"
+        raise UserError(f"{in_a_line(path)}: {what}; mend or remove it, and its annotations") from error
 
 
 class SizeError(UserError):
@@ -99,16 +134,29 @@ def reason(error: Exception) -> str:
     return in_one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
-def rotated(picture: Image.Image, size: tuple[int, int] | None) -> Image.Image:
-    """`picture` turned by its EXIF orientation, unless only the unturned one has that size."""
+def is_tiff(file: Image.Image) -> bool:
+    return hasattr(file, "tag_v2")
+
+
+def stored_size(file: Image.Image) -> tuple[int, int]:
+    """Width and height before any rotation, which Pillow counts in for TIFF."""
+    if not is_tiff(file):
+        return file.size
+    return file.tag_v2[ExifTags.Base.ImageWidth], file.tag_v2[ExifTags.Base.ImageLength]
+
+
+def orientation_of(file: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied, 1 where there is none."""
     try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken EXIF block does not spoil the pixels
-        return picture
-    swaps = orientation in (5, 6, 7, 8)
-    if orientation not in UPRIGHT or (swaps and size is not None and picture.size == tuple(size) and size[0] != size[1]):
-        return picture
-    return picture.transpose(UPRIGHT[orientation])
+        return 1
+    return orientation if orientation in UPRIGHT else 1
+
+
+def fits_as_stored(stored: tuple[int, int], orientation: int, size: tuple[int, int]) -> bool:
+    """Whether the picture as it is stored has that size, and the turned one has not."""
+    return orientation >= 5 and stored == tuple(size) and size[0] != size[1]
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

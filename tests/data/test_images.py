@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from dndetr.console import UserError
-from dndetr.data.images import SizeError, read_image
+from dndetr.data.images import Reading, SizeError, read_image
 
 
 def saved(folder, picture, name, **options):
@@ -58,13 +58,13 @@ def test_floats_of_any_usual_range(tmp_path, scale):
     np.testing.assert_allclose(values(path)[..., 1], ramp16() / 257, atol=0.51)
 
 
-def turned(folder, orientation: int):
+def turned(folder, orientation: int, name: str | None = None, **options):
     """A picture of 6 x 4 with a white upper left corner, as stored, and this EXIF orientation."""
     picture = Image.new("RGB", (60, 40))
     picture.paste("white", (0, 0, 20, 20))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return saved(folder, picture, f"{orientation}.jpg", exif=exif, quality=95)
+    return saved(folder, picture, name or f"{orientation}.jpg", exif=exif, **(options or {"quality": 95}))
 
 
 @pytest.mark.parametrize("orientation, corner", [(1, (0, 0)), (3, (-1, -1)), (6, (0, -1)), (8, (-1, 0))])
@@ -104,3 +104,35 @@ def test_unreadable(tmp_path):
             read_image(tmp_path / name)
     with pytest.raises(UserError, match="c.png: no such file"):
         read_image(tmp_path / "c.png")
+
+
+KINDS = {
+    "a.jpg": {"quality": 95},
+    "a.png": {},
+    "a.webp": {"lossless": True},
+    "a.tif": {},
+    "b.tif": {"compression": "tiff_lzw"},
+    "a.avif": {"quality": 95},
+}
+
+
+def corners(picture) -> dict[tuple[int, int], bool]:
+    """Which corners are bright."""
+    shown = np.asarray(picture).min(-1)
+    return {corner: bool(shown[corner] > 200) for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1))}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_exif_rotation_is_applied_or_not_in_every_format(tmp_path, name, orientation):
+    """As stored where the annotations or the run say so: the white corner is where the file has it; else where viewers do."""
+    path = turned(tmp_path, orientation, name=name, **KINDS[name])
+    where = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}[orientation]
+    upright = (60, 40) if orientation < 5 else (40, 60)
+    shown, ignored = read_image(path, upright), read_image(path, reading=Reading(exif="ignore"))
+    assert shown.size == upright and [corner for corner, white in corners(shown).items() if white] == [where]
+    assert ignored.size == (60, 40) and corners(ignored)[0, 0] and sum(corners(ignored).values()) == 1
+    if orientation >= 5:
+        assert corners(read_image(path, (60, 40))) == corners(ignored)
+        with pytest.raises(SizeError, match="is 60 x 40, its annotations say 40 x 60;"):
+            read_image(path, upright, Reading(exif="ignore"))
