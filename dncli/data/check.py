@@ -12,8 +12,9 @@ from dndetr.console import UserError
 from dndetr.data import annotations as kinds
 from dndetr.data.annotations import Annotations, Defect, read_annotations
 from dndetr.data.boxes import inside
-from dndetr.data.coco import SPLITS, find_split, is_trained_on, lacking, resolve_root
-from dndetr.data.images import SizeError, read_image
+from dndetr.data.coco import SPLITS, ImageRecord, find_split, is_trained_on, lacking, resolve_root
+from dndetr.data.images import AS_SHOWN, Reading, SizeError, read_header, read_image
+from dndetr.data.survey import Survey, glance, survey
 
 SIDES = {"small": 32, "medium": 96, "large": math.inf}  # COCO's sizes: root of the box's area in pixels, below
 
@@ -40,6 +41,7 @@ class Report:
     root: Path
     splits: dict[str, Counts] = field(default_factory=dict)
     defects: list[Defect] = field(default_factory=list)
+    pictures: dict[str, Survey] = field(default_factory=dict)
 
 
 def check_dataset(root: str | Path, queries: int | None = None, track: Callable[[Iterable], Iterable] = iter) -> Report:
@@ -51,6 +53,7 @@ def check_dataset(root: str | Path, queries: int | None = None, track: Callable[
     root = resolve_root(str(root))
     report = Report(root)
     known: dict[int, str] = {}  # categories of the training split
+    reading = None  # of the training split's pictures
     for split in SPLITS:
         try:
             files = find_split(root, split)
@@ -59,7 +62,8 @@ def check_dataset(root: str | Path, queries: int | None = None, track: Callable[
             continue
         found = read_annotations(files.annotation_file, files.image_folder)
         add_crowded(found, queries)
-        add_unreadable(found, files.image_folder, track)
+        report.pictures[split] = add_unreadable(found, files.image_folder, track, reading)
+        reading = report.pictures[split].reading
         known = known or found.categories
         add_foreign(found, known)
         if not found.defects and (lack := lacking(found, split)):
@@ -76,14 +80,26 @@ def add_crowded(found: Annotations, queries: int | None) -> None:
             found.add(kinds.TOO_MANY, f"has {objects} objects, more than the {queries} queries can find", image_id)
 
 
-def add_unreadable(found: Annotations, folder: Path, track: Callable[[Iterable], Iterable]) -> None:
+def add_unreadable(
+    found: Annotations, folder: Path, track: Callable[[Iterable], Iterable], reading: Reading | None = None
+) -> Survey:
+    """Open every picture, as it would be read, which without a `reading` is how a training on them would, and say what was
+    seen.
+    """
     missing = {defect.image_id for defect in found.defects if defect.kind in (kinds.NO_IMAGE, kinds.BAD_PATH)}
-    for image in track([image for image in found.images.values() if image.id not in missing]):
+    there = [image for image in found.images.values() if image.id not in missing]
+    records = [ImageRecord(image.id, folder / image.file_name, image.width, image.height) for image in there]
+    reading = reading or survey(records, AS_SHOWN).reading
+    glances = []
+    for image in track(records):
         try:
-            read_image(folder / image.file_name, size=(image.width, image.height))
+            size = (image.width, image.height)
+            picture = read_image(image.path, size, reading)
+            glances.append(glance(image.path, size, read_header(image.path), picture))
         except UserError as error:
             kind = kinds.WRONG_SIZE if isinstance(error, SizeError) else kinds.UNREADABLE
             found.add(kind, " ".join(error.lines), image.id)
+    return Survey(len(glances), tuple(glances), reading)
 
 
 def add_foreign(found: Annotations, known: dict[int, str]) -> None:
@@ -127,6 +143,7 @@ def lines(report: Report, most: int = 100) -> list[str]:
         if counts.pictures:
             (narrow, wide), (low, high) = counts.pictures
             text.append(f"  images {narrow} to {wide} wide, {low} to {high} high")
+        text += [f"  {line}" for line in report.pictures[split].lines()]
         if counts.sides:
             least, median, greatest = counts.sides
             text.append(f"  sides of objects (root of the area): {least:.1f} to {greatest:.1f} pixels, median {median:.1f}")

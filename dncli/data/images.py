@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -26,7 +28,17 @@ LARGEST = 2**30  # pixels that are unpacked at most, some 4 GB
 PACKED = 500  # pixels a byte of a large file; photographs have up to some 20
 Image.MAX_IMAGE_PIXELS = None  # `check_pixels` takes the place of Pillow's check, which knows no size of files
 
-SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")  # modes
+SIXTEEN, INTEGERS, FLOATS, COLOUR = "16-bit", "integers", "floats", "16-bit colour"
+GREY = {**dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), SIXTEEN), "I": INTEGERS, "F": FLOATS}  # by mode
+NATIVE, FOREIGN = ("L", "B") if sys.byteorder == "little" else ("B", "L")
+OTHER_BYTE = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA", "RGBX")
+    for order, other in (("L", "B"), ("B", "L"), ("N", FOREIGN))
+}  # of colours of 16 bits Pillow keeps the upper byte: by how they lie, the name of the order that gives the lower one
+NODATA = 42113  # TIFF tag of GDAL: the number that means none
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,16 +53,24 @@ BACK = {**UPRIGHT, 6: UPRIGHT[8], 8: UPRIGHT[6]}
 
 @dataclass(frozen=True)
 class Reading:
-    """What a run decides about its pictures where a file leaves it open."""
+    """What a run decides about its pictures where a file leaves it open: data.exif, data.alpha and data.range.
+
+    A picture of 8 bits a channel, or of fewer, has its colours. Of other numbers (integers of 16 and 32 bits, floats, colours
+    of 16 bits) `range` is seen as 0 to 255: what is below as 0, what is above as 255, NaN and GDAL's nodata as 0. Without a
+    range integers are seen from 0 to 65535, of colours the upper byte, and floats from 0 to 1, 255 or 65535, the first of
+    them that no pixel exceeds.
+    """
 
     exif: str = "apply"  # or `ignore`: no picture is turned
+    alpha: str = "white"  # what is transparent is seen on white; or `drop`: as if nothing were transparent
+    range: tuple[float, float] | None = None
 
 
 AS_SHOWN = Reading()
 
 
 def reading_of(config: DataConfig) -> Reading:
-    return Reading(config.exif)
+    return Reading(config.exif, config.alpha, config.bounds)
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None, reading: Reading = AS_SHOWN) -> Image.Image:
@@ -62,9 +82,10 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None, reading: R
     """
     with opened(path, size) as file:
         stored, told = stored_size(file), orientation_of(file) if is_tiff(file) else 1
+        kind = kind_of(file)
         file.load()
         left = orientation_of(file)
-        picture = as_rgb(file)
+        picture = as_rgb(path, file, kind, reading)
     orientation, turned = (told, left != told) if told > 1 else (left, False)  # Pillow turns TIFF, and TIFF alone, by itself
     apply = reading.exif == "apply" and not (size is not None and fits_as_stored(stored, orientation, size))
     if apply != turned and orientation in UPRIGHT:
@@ -91,6 +112,52 @@ def opened(path: str | Path, size: tuple[int, int] | None = None) -> Iterator[Im
     except Exception as error:  # decoders raise whatever they like
         what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read as an image ({reason(error)})"
         raise UserError(f"{in_a_line(path)}: {what}; mend or remove it, and its annotations") from error
+
+
+class Header(NamedTuple):
+    """What a file says of its picture before it is unpacked."""
+
+    stored: tuple[int, int]  # width and height before any rotation
+    orientation: int  # EXIF's, 1 where there is none
+    kind: str | None  # of its numbers, see `kind_of`
+    alpha: bool  # whether some of it may be transparent
+    several: bool  # pages or frames, of which the first is the picture
+
+
+def read_header(path: str | Path) -> Header:
+    """Raises UserError for files that cannot be read."""
+    with opened(path) as file:
+        # By Image's own getexif: PNG's unpacks the picture to look for what may stand behind it.
+        return Header(
+            stored_size(file),
+            orientation_of(file, Image.Image.getexif),
+            kind_of(file),
+            file.mode in ALPHA or "transparency" in file.info,
+            getattr(file, "is_animated", False) and file.format != "MPO",  # there it's previews and maps of a camera
+        )
+
+
+def read_numbers(path: str | Path) -> np.ndarray:
+    """(N,) float64: the numbers of all pixels and colours of a picture that is not of 8 bits, without those that are none."""
+    with opened(path) as file:
+        kind = kind_of(file)
+        file.load()
+        values = numbers(path, file, kind)
+    return values[np.isfinite(values)]
+
+
+def read_hidden(path: str | Path) -> tuple[float, int]:
+    """How much of a picture is transparent, as a share, and how many levels of its fullest channel are hidden there."""
+    with opened(path) as file:
+        picture = with_alpha(file)
+    mask = picture.getchannel("A").point([255] * 128 + [0] * 128)
+    return np.asarray(mask).astype(bool).mean().item(), levels(picture.convert("RGB"), mask)
+
+
+def levels(picture: Image.Image, mask: Image.Image | None = None) -> int:
+    """How many of the 256 levels the fullest channel of an RGB picture has, where `mask` is not 0."""
+    histogram = np.array(picture.histogram(mask)).reshape(3, 256)
+    return int((histogram > 0).sum(1).max())
 
 
 class SizeError(UserError):
@@ -145,10 +212,10 @@ def stored_size(file: Image.Image) -> tuple[int, int]:
     return file.tag_v2[ExifTags.Base.ImageWidth], file.tag_v2[ExifTags.Base.ImageLength]
 
 
-def orientation_of(file: Image.Image) -> int:
+def orientation_of(file: Image.Image, exif_of: Callable[[Image.Image], Image.Exif] = methodcaller("getexif")) -> int:
     """The EXIF orientation that is still to be applied, 1 where there is none."""
     try:
-        orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
+        orientation = exif_of(file).get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken EXIF block does not spoil the pixels
         return 1
     return orientation if orientation in UPRIGHT else 1
@@ -159,20 +226,70 @@ def fits_as_stored(stored: tuple[int, int], orientation: int, size: tuple[int, i
     return orientation >= 5 and stored == tuple(size) and size[0] != size[1]
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode to RGB: 16 bits scaled, not cut off; what is transparent on white, as viewers show it."""
-    if picture.mode in SIXTEEN_BITS:
-        picture = eight_bits(np.asarray(picture, dtype=np.float64) / 257)
-    elif picture.mode == "F":
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-        peak = values.max(initial=0.0)  # floats come as 0 .. 1, as 0 .. 255 or as 0 .. 65535
-        picture = eight_bits(values * 255 if peak <= 1 else values if peak <= 255 else values / 257)
-    elif picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
+def kind_of(file: Image.Image) -> str | None:
+    """What kind of numbers a file has that is not of 8 bits, None for one that is. To be asked before it is loaded."""
+    colour = file.tile and all(rawmode(tile) in OTHER_BYTE for tile in file.tile)
+    return COLOUR if colour else GREY.get(file.mode)
+
+
+def as_rgb(path: str | Path, file: Image.Image, kind: str | None, reading: Reading) -> Image.Image:
+    """A loaded file of any mode to RGB, by the rules of `Reading`."""
+    picture: Image.Image = file
+    if kind is not None and reading.range is not None:
+        picture = scaled(numbers(path, file, kind), *reading.range)
+        if file.mode == "RGBA":
+            picture.putalpha(file.getchannel("A"))
+    elif kind in (SIXTEEN, INTEGERS):
+        picture = scaled(np.asarray(file, dtype=np.float64), 0, 65535)
+    elif kind == FLOATS:
+        values = np.nan_to_num(np.asarray(file, dtype=np.float64))
+        peak = values.max(initial=0.0)
+        picture = scaled(values, 0, next((top for top in (1, 255) if peak <= top), 65535))
+    if picture.mode in ALPHA or "transparency" in picture.info:
+        picture = with_alpha(picture)
+        if reading.alpha == "white":
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
 
 
-def eight_bits(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+def with_alpha(picture: Image.Image) -> Image.Image:
+    """RGBA."""
+    return (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
+
+
+def numbers(path: str | Path, file: Image.Image, kind: str) -> np.ndarray:
+    """(H, W) or, of colours, (H, W, 3) float64: the numbers in a loaded file that is not of 8 bits, NaN where it says
+    that it has none (GDAL's nodata).
+    """
+    values = np.asarray(file, dtype=np.float64)
+    if kind == COLOUR:
+        values = (values * 256 + lower_bytes(path))[..., :3]
+    with suppress(TypeError, ValueError):
+        values[values == float(getattr(file, "tag_v2", {}).get(NODATA, ""))] = np.nan  # a text, where there is one
+    return values
+
+
+def lower_bytes(path: str | Path) -> np.ndarray:
+    """(H, W, 3 or 4): of the two bytes of each number the one that Pillow leaves out, had by calling the order of bytes the
+    other one.
+    """
+    with Image.open(path) as file:
+        file.tile = [tile._replace(args=with_rawmode(tile.args, OTHER_BYTE[rawmode(tile)])) for tile in file.tile]
+        return np.asarray(file)
+
+
+def rawmode(tile: tuple) -> str | None:
+    """How the numbers lie in a file, in Pillow's words."""
+    args = getattr(tile, "args", None)  # before Pillow 11 tiles had no names
+    return args[0] if isinstance(args, tuple) and args else args
+
+
+def with_rawmode(args: str | tuple, mode: str) -> str | tuple:
+    return mode if isinstance(args, str) else (mode, *args[1:])
+
+
+def scaled(values: np.ndarray, low: float, high: float) -> Image.Image:
+    """L or RGB: `low` and what is below or missing is 0, `high` and what is above is 255."""
+    with np.errstate(invalid="ignore"):
+        levels = np.nan_to_num((values - low) * 255 / (high - low), nan=0, posinf=255, neginf=0)
+    return Image.fromarray(levels.round().clip(0, 255).astype(np.uint8))

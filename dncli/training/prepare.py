@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from torch import nn
 from dndetr.config import Config
 from dndetr.console import UserError
 from dndetr.data.coco import Categories, Split, load_split, resolve_root
+from dndetr.data.images import reading_of
 from dndetr.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
+from dndetr.data.survey import Survey, as_text, survey
 from dndetr.labels.embeddings import class_embeddings
 from dndetr.models import native
 from dndetr.models.backbone import WeightsError, load_pretrained
@@ -46,6 +48,7 @@ class Data:
     train: Split
     batches: TrainLoader
     validation: Validation
+    pictures: Survey  # of the training images
 
     @property
     def categories(self) -> Categories:
@@ -57,14 +60,19 @@ class Data:
         return {"train": self.train.digest, "val": self.validation.split.digest}
 
 
-def load_data(config: Config) -> Data:
-    """Read both splits; the validation split has the categories of the training split."""
+def load_data(config: Config, *, settle: bool = True) -> Data:
+    """Read both splits; the validation split has the categories of the training split.
+
+    With `settle` data.range=auto becomes what the training images show, see `settled`, for both splits.
+    """
     root = distributed.on_main(lambda: resolve_root(config.data.root)) or resolve_root(config.data.root)
 
     def read() -> Data:
         train = load_split(root, "train")
+        pictures = survey(train.images, reading_of(config.data), settle=settle)
+        data = settled(config, pictures).data
         batches = train_loader(
-            DetectionDataset(train, config.data, config.train.seed, train=True),
+            DetectionDataset(train, data, config.train.seed, train=True),
             batch_size=config.train.batch_size,
             accumulate=config.train.accumulate,
             rank=distributed.rank(),
@@ -72,9 +80,16 @@ def load_data(config: Config) -> Data:
             workers=config.data.workers,
             seed=config.train.seed,
         )
-        return Data(train, batches, load_validation(config, train.categories, root))
+        return Data(train, batches, load_validation(replace(config, data=data), train.categories, root), pictures)
 
     return distributed.together(read)
+
+
+def settled(config: Config, pictures: Survey) -> Config:
+    """The settings with what these pictures show for data.range=auto, so that by them all others are read alike."""
+    if config.data.range != "auto" or pictures.reading.range is None:
+        return config
+    return replace(config, data=replace(config.data, range=",".join(map(as_text, pictures.reading.range))))
 
 
 def load_validation(config: Config, categories: Categories, root: Path | None = None) -> Validation:
