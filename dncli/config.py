@@ -6,8 +6,11 @@ and training here. dncli/resolve.py reads YAML and overrides into this tree.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from dndetr.models.backbone import BackboneConfig
 from dndetr.models.criterion import LossConfig
@@ -18,6 +21,9 @@ from dndetr.models.labels import LabelsConfig
 from dndetr.models.matcher import MatchConfig
 from dndetr.models.native import Choice
 from dndetr.models.structures import STRICT, FieldErrors, demand, positive
+
+# Two numbers with a comma between them, as on a command line; a list of YAML will do.
+Range = Annotated[str, BeforeValidator(lambda value: ",".join(map(str, value)) if isinstance(value, list) else value)]
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class DataConfig:
     crop: bool = True  # DETR's random crop, in half of the training images
     flip: float = 0.5  # probability of a horizontal flip
     vertical_flip: float = 0.0  # for pictures without an up and down (cells, aerial views)
+    exif: Literal["apply", "ignore"] = "apply"  # ignore: boxes are of the pictures as stored, before their EXIF rotation
+    alpha: Literal["white", "drop"] = "white"  # transparent pixels are seen on white; drop: as if they were not transparent
+    range: Range = "auto"  # MIN,MAX: seen as black and white in pictures that are not of 8 bits; auto: by training images
 
     __pydantic_config__ = STRICT
 
@@ -50,7 +59,17 @@ class DataConfig:
             images=(not self.images or bool(self.train or self.val), "given with data.train or data.val, whose images it has"),
             flip=(0 <= self.flip <= 1, "from 0 to 1"),
             vertical_flip=(0 <= self.vertical_flip <= 1, "from 0 to 1"),
+            range=(self.range == "auto" or self.bounds is not None, "auto, or two numbers MIN,MAX such as 0,4095"),
         )
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """MIN and MAX of `range`, None where it has none."""
+        try:
+            low, high = map(float, self.range.split(","))
+        except ValueError:
+            return None
+        return (low, high) if -math.inf < low < high < math.inf else None
 
 
 @dataclass(frozen=True)

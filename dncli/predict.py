@@ -17,7 +17,7 @@ from dndetr.config import Config
 from dndetr.console import UserError
 from dndetr.data.augment import fixed_view
 from dndetr.data.coco import Categories
-from dndetr.data.images import read_image
+from dndetr.data.images import read_image, reading_of
 from dndetr.data.loader import collate
 from dndetr.draw import Mark, draw_marks
 from dndetr.files import replace_text, writable
@@ -75,7 +75,7 @@ def predict(
         out.mkdir(parents=True, exist_ok=True)
         for file in report.track(files, "predicting"):
             try:
-                picture = read_image(file)
+                picture = read_image(file, reading=reading_of(config.data))
             except UserError as error:
                 problems += error.lines
                 continue

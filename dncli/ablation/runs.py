@@ -128,5 +128,7 @@ def check_folders(trials: Sequence[Trial]) -> None:
 def differences(trial: Trial) -> list[str]:
     """What the run that is there was trained with, and the plan says otherwise."""
     before, now = leaves(load_preset(trial.folder / "config.yaml").tree), leaves(trial.resolved.tree)
+    if now["data.range"] == "auto":  # became what the training images show when the run began
+        now["data.range"] = before["data.range"]
     keys = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return [f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in keys if not is_among(key, MAY_DIFFER)]

@@ -19,7 +19,7 @@ from dndetr.analysis.output import say, show, table, writing
 from dndetr.analysis.runs import answers, open_runs
 from dndetr.console import UserError
 from dndetr.data.coco import ImageRecord, Split
-from dndetr.data.images import read_image
+from dndetr.data.images import Reading, read_image, reading_of
 from dndetr.figures import finish, panels, save_figure
 from dndetr.models.matcher import Matcher
 from dndetr.models.structures import Output, Target
@@ -50,6 +50,7 @@ class Reach(NamedTuple):
     arrows: dict[int, Arrows]  # by image id
     curve: list[tuple[int, float]]  # epoch and mean distance, where the run recorded it
     split: Split
+    reading: Reading  # of the run's pictures
 
     @property
     def distances(self) -> np.ndarray:
@@ -110,7 +111,7 @@ def measure(name: str, run: Run, overrides: Sequence[str], *, trust: bool) -> Re
     if not any(len(arrows.distances) for arrows in found.values()):
         raise UserError(f"{validation.split.annotation_file}: no object to be matched, so there is no distance to an anchor")
     curve = [(r["epoch"], r["anchor_distance"]) for r in run.records() if r.get("anchor_distance") is not None]
-    return Reach(name, checkpoint.step // checkpoint.steps_per_epoch, found, curve, validation.split)
+    return Reach(name, checkpoint.step // checkpoint.steps_per_epoch, found, curve, validation.split, reading_of(config.data))
 
 
 def arrows_of(output: Output, targets: Sequence[Target], matcher: Matcher) -> list[Arrows]:
@@ -186,7 +187,7 @@ def choose(reach: Reach, count: int) -> list[ImageRecord]:
 
 def draw_arrows(every: Sequence[Reach], image: ImageRecord, longest: float, path: Path) -> None:
     """Fig. 4: one image with the arrows of each run side by side, all on one scale of colours, which ends at `longest`."""
-    pixels = np.asarray(read_image(image.path, size=(image.width, image.height)).convert("RGB"))
+    pixels = np.asarray(read_image(image.path, (image.width, image.height), every[0].reading))
     width = float(np.clip(4 * image.width / image.height, 2.5, 8))
     figure, axes = panels(len(every), width, 4.4)
     scale = Normalize(0, longest)

@@ -51,12 +51,14 @@ def check(
     Example: [bold]dndetr data check COCO --queries 300[/bold]
     """
     from dndetr.data.check import check_dataset, lines
+    from dndetr.data.images import reading_of
     from dndetr.data.layouts import find_dataset
     from dndetr.training.report import Report
 
     config = settings_for(root, overrides)
     dataset = find_dataset(config.data, config.train.seed)
-    report = check_dataset(dataset, queries, track=lambda images: Report().track(images, "opening images"))
+    reading = reading_of(config.data)
+    report = check_dataset(dataset, queries, lambda images: Report().track(images, "opening images"), reading)
     say("\n".join(lines(report)))
     if report.defects:
         raise typer.Exit(EXIT_DEFECTS)

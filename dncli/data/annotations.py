@@ -75,6 +75,7 @@ class Annotations:
 
     file: Place  # the annotation file, or what stands for all of them
     store: Store | None = None  # that holds the images
+    exif: str = "apply"  # data.exif, by which a picture has its size where the annotations do not tell it
     images: dict[int, Image] = field(default_factory=dict)
     categories: dict[int, str] = field(default_factory=dict)
     objects: list[Object] = field(default_factory=list)

@@ -11,10 +11,11 @@ from dndetr.console import UserError
 from dndetr.data import annotations as kinds
 from dndetr.data.annotations import Annotations, Defect
 from dndetr.data.boxes import inside
-from dndetr.data.coco import is_trained_on, lacking
+from dndetr.data.coco import ImageRecord, is_trained_on, lacking
 from dndetr.data.formats.source import SPLITS
-from dndetr.data.images import SizeError, read_image
+from dndetr.data.images import AS_SHOWN, Reading, SizeError, read_header, read_image
 from dndetr.data.layouts import Dataset
+from dndetr.data.survey import Survey, glance, survey
 
 SIDES = {"small": 32, "medium": 96, "large": math.inf}  # COCO's sizes: root of the box's area in pixels, below
 
@@ -42,13 +43,20 @@ class Report:
     splits: dict[str, Counts] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)  # what was assumed
     defects: list[Defect] = field(default_factory=list)
+    pictures: dict[str, Survey] = field(default_factory=dict)
 
 
-def check_dataset(dataset: Dataset, queries: int | None = None, track: Callable[[Iterable], Iterable] = iter) -> Report:
+def check_dataset(
+    dataset: Dataset,
+    queries: int | None = None,
+    track: Callable[[Iterable], Iterable] = iter,
+    reading: Reading = AS_SHOWN,
+) -> Report:
     """Examine both splits of a dataset, and open every image.
 
     `queries` is the number of the detector's queries, which no image should have more objects than; `track` wraps the
-    images that are opened, for a progress bar. Bad data never raises: it is reported.
+    images that are opened, for a progress bar; `reading` says how pictures are read, where it leaves the range open as a
+    training on these would. Bad data never raises: it is reported.
     """
     report = Report(dataset)
     known: dict[int, str] = {}  # categories of the training split
@@ -59,7 +67,8 @@ def check_dataset(dataset: Dataset, queries: int | None = None, track: Callable[
             report.defects.append(Defect(kinds.NO_SPLIT, str(dataset.root), None, None, "; ".join(error.lines)))
             continue
         add_crowded(found, queries)
-        add_unreadable(found, track)
+        report.pictures[split] = add_unreadable(found, track, reading)
+        reading = report.pictures[split].reading  # the range is that of the training split
         known = known or found.categories
         add_foreign(found, known)
         if not found.defects and (lack := lacking(found, split)):
@@ -77,14 +86,22 @@ def add_crowded(found: Annotations, queries: int | None) -> None:
             found.add(kinds.TOO_MANY, f"has {objects} objects, more than the {queries} queries can find", image_id)
 
 
-def add_unreadable(found: Annotations, track: Callable[[Iterable], Iterable]) -> None:
+def add_unreadable(found: Annotations, track: Callable[[Iterable], Iterable], reading: Reading) -> Survey:
+    """Open every picture as a training would read it, and say what was seen."""
     missing = {defect.image_id for defect in found.defects if defect.kind in (kinds.NO_IMAGE, kinds.BAD_PATH)}
-    for image in track([image for image in found.images.values() if image.id not in missing]):
+    there = [image for image in found.images.values() if image.id not in missing]
+    records = [ImageRecord(image.id, found.place(image), image.width, image.height) for image in there]
+    reading = survey(records, reading).reading
+    glances = []
+    for image in track(records):
         try:
-            read_image(found.place(image), size=(image.width, image.height))
+            size = (image.width, image.height)
+            picture = read_image(image.path, size, reading)
+            glances.append(glance(image.path, size, read_header(image.path), picture))
         except UserError as error:
             kind = kinds.WRONG_SIZE if isinstance(error, SizeError) else kinds.UNREADABLE
             found.add(kind, " ".join(error.lines), image.id)
+    return Survey(len(glances), tuple(glances), reading)
 
 
 def add_foreign(found: Annotations, known: dict[int, str]) -> None:
@@ -128,6 +145,7 @@ def lines(report: Report, most: int = 100) -> list[str]:
         if counts.pictures:
             (narrow, wide), (low, high) = counts.pictures
             text.append(f"  images {narrow} to {wide} wide, {low} to {high} high")
+        text += [f"  {line}" for line in report.pictures[split].lines()]
         if counts.sides:
             least, median, greatest = counts.sides
             text.append(f"  sides of objects (root of the area): {least:.1f} to {greatest:.1f} pixels, median {median:.1f}")

@@ -34,6 +34,7 @@ class Dataset:
     sources: Sources
     holdout: float = 0.0  # share of the training images that make the validation split, where the data have none
     seed: int = 0
+    exif: str = "apply"  # data.exif
 
     @property
     def line(self) -> str:
@@ -46,10 +47,10 @@ class Dataset:
     def annotations(self, split: str) -> Annotations:
         """What is usable of a split, and its defects. Raises UserError where there is no such split."""
         if split in self.sources and not (self.holdout and split == "train"):
-            return self.sources[split].annotations()
+            return self.sources[split].annotations(self.exif)
         if not self.holdout or "train" not in self.sources:
             raise UserError(f"{self.root}: {self.missing(split)}")
-        found = self.sources["train"].annotations()
+        found = self.sources["train"].annotations(self.exif)
         if found.images:
             keep(found, self.held_out(found) if split == "val" else set(found.images) - self.held_out(found))
         return found
@@ -86,7 +87,7 @@ def find_dataset(data: DataConfig, seed: int = 0) -> Dataset:
         sources = look(open_store(root), root)
     if data.holdout and "val" in sources:
         raise UserError(f"{root}: has a validation split, {sources['val'].name}: leave data.holdout out, or name the files")
-    return Dataset(root, sources, data.holdout, seed)
+    return Dataset(root, sources, data.holdout, seed, data.exif)
 
 
 def resolve_root(config_root: str) -> Path:

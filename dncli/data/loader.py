@@ -19,7 +19,7 @@ from dndetr.config import DataConfig
 from dndetr.console import UserError
 from dndetr.data.augment import fixed_view, image_generator, training_view
 from dndetr.data.coco import Split
-from dndetr.data.images import read_image
+from dndetr.data.images import read_image, reading_of
 from dndetr.models.structures import Images, Target
 
 Key = tuple[int, int]  # epoch and index of an image
@@ -39,7 +39,7 @@ class DetectionDataset(Dataset):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
         record = self.split.images[index]
-        picture = read_image(record.path, size=(record.width, record.height))
+        picture = read_image(record.path, (record.width, record.height), reading_of(self.config))
         objects = self.split.objects(record.id)
         if self.train:
             rng = image_generator(self.seed, epoch, record.id, "view")

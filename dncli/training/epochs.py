@@ -14,6 +14,7 @@ from torch import Tensor
 from dndetr.analysis.instability import difference, instability
 from dndetr.asking import build_ask
 from dndetr.config import Config
+from dndetr.data.images import reading_of
 from dndetr.data.loader import Part
 from dndetr.files import replace_text
 from dndetr.models.matcher import Matcher
@@ -189,7 +190,7 @@ class Training:
             if better:
                 replace_text(run.detections, json.dumps(evaluation.detections))
                 valid = self.data.validation
-                draw_samples(valid.split, valid.truth, evaluation.detections, run.predictions)
+                draw_samples(valid.split, valid.truth, evaluation.detections, run.predictions, reading_of(self.config.data))
             run.record(record)
             plot_run(run.records(), run.plots)
             if better:

@@ -19,9 +19,9 @@ from dndetr.training.evaluate import counter_class
 from dndetr.training.incidents import keeper
 from dndetr.training.learner import Learner
 from dndetr.training.precision import check_precision
-from dndetr.training.prepare import Data, anchored, begin, build_model, load_data
+from dndetr.training.prepare import Data, anchored, begin, build_model, load_data, settled
 from dndetr.training.report import Report, plan
-from dndetr.training.resume import check_allowed, check_data, check_settings, position, restarted, run_folder
+from dndetr.training.resume import check_allowed, check_data, check_settings, position, restarted, run_folder, with_range_of
 from dndetr.training.run import CHECKPOINTS_AT_ONCE, Run, check_free, create_run, reopen_run
 
 
@@ -78,11 +78,13 @@ def opened(
             check_free(where, overwrite=overwrite)
             return None
         checkpoint = load_checkpoint(resume, prefer="last.pt", trust=trust)
-        check_settings(where, checkpoint, config, allow_change)
+        check_settings(where, checkpoint, with_range_of(checkpoint, config), allow_change)
         return checkpoint
 
     checkpoint = distributed.together(asked)
-    data = load_data(config)
+    config = config if checkpoint is None else with_range_of(checkpoint, config)
+    data = load_data(config, settle=checkpoint is None)
+    config = settled(config, data.pictures)
     if checkpoint is not None:
         distributed.together(lambda: check_data(where, checkpoint, data, allow_change))
         checkpoint = position(checkpoint, len(data.batches))

@@ -9,14 +9,16 @@ from typing import Any
 from pycocotools.coco import COCO
 
 from dndetr.data.coco import Categories, Split
-from dndetr.data.images import read_image
+from dndetr.data.images import AS_SHOWN, Reading, read_image
 from dndetr.draw import Mark, draw_marks, side_by_side
 
 SHOWN = 8  # images
 THRESHOLD = 0.3  # score from which a detection is drawn
 
 
-def draw_samples(split: Split, truth: COCO, detections: Iterable[dict[str, Any]], folder: Path) -> None:
+def draw_samples(
+    split: Split, truth: COCO, detections: Iterable[dict[str, Any]], folder: Path, reading: Reading = AS_SHOWN
+) -> None:
     """Ground truth and detections of some images, evenly taken from the split, as `folder`/IMAGE_ID.jpg."""
     chosen = split.images[:: max(1, len(split.images) // SHOWN)][:SHOWN]
     found: dict[int, list[dict[str, Any]]] = {image.id: [] for image in chosen}
@@ -24,7 +26,7 @@ def draw_samples(split: Split, truth: COCO, detections: Iterable[dict[str, Any]]
         if detection["image_id"] in found and detection["score"] >= THRESHOLD:
             found[detection["image_id"]].append(detection)
     for image in chosen:
-        picture = read_image(image.path, size=(image.width, image.height))
+        picture = read_image(image.path, (image.width, image.height), reading)
         objects = [annotation for annotation in truth.imgToAnns[image.id] if not annotation["iscrowd"]]
         sheet = side_by_side(
             [

@@ -15,8 +15,10 @@ from torch import nn
 from dndetr.config import Config
 from dndetr.console import UserError
 from dndetr.data.coco import Categories, Split, load_split
+from dndetr.data.images import reading_of
 from dndetr.data.layouts import Dataset, find_dataset
 from dndetr.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
+from dndetr.data.survey import Survey, as_text, survey
 from dndetr.labels.embeddings import class_embeddings
 from dndetr.models import native
 from dndetr.models.backbone import WeightsError, load_pretrained
@@ -49,6 +51,7 @@ class Data:
     batches: TrainLoader
     validation: Validation
     dataset: Dataset
+    pictures: Survey  # of the training images
 
     @property
     def categories(self) -> Categories:
@@ -72,15 +75,20 @@ def anchored(config: Config) -> Config:
     return replace(config, data=replace(config.data, **paths))
 
 
-def load_data(config: Config) -> Data:
-    """Read both splits; the validation split has the categories of the training split."""
+def load_data(config: Config, *, settle: bool = True) -> Data:
+    """Read both splits; the validation split has the categories of the training split.
+
+    With `settle` data.range=auto becomes what the training images show, see `settled`, for both splits.
+    """
     distributed.on_main(lambda: find_dataset(config.data))  # which makes `shapes`, once
 
     def read() -> Data:
         dataset = find_dataset(config.data, config.train.seed)
         train = load_split(dataset, "train")
+        pictures = survey(train.images, reading_of(config.data), settle=settle)
+        data = settled(config, pictures).data
         batches = train_loader(
-            DetectionDataset(train, config.data, config.train.seed, train=True),
+            DetectionDataset(train, data, config.train.seed, train=True),
             batch_size=config.train.batch_size,
             accumulate=config.train.accumulate,
             rank=distributed.rank(),
@@ -88,9 +96,17 @@ def load_data(config: Config) -> Data:
             workers=config.data.workers,
             seed=config.train.seed,
         )
-        return Data(train, batches, load_validation(config, train.categories, dataset), dataset)
+        validation = load_validation(replace(config, data=data), train.categories, dataset)
+        return Data(train, batches, validation, dataset, pictures)
 
     return distributed.together(read)
+
+
+def settled(config: Config, pictures: Survey) -> Config:
+    """The settings with what these pictures show for data.range=auto, so that by them all others are read alike."""
+    if config.data.range != "auto" or pictures.reading.range is None:
+        return config
+    return replace(config, data=replace(config.data, range=",".join(map(as_text, pictures.reading.range))))
 
 
 def load_validation(config: Config, categories: Categories, dataset: Dataset | None = None) -> Validation:

@@ -127,6 +127,7 @@ def plan(
         ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
         ("training images", counts(data.train)),
         ("validation images", counts(data.validation.split)),
+        *(("" if i else "pictures", line) for i, line in enumerate(data.pictures.lines())),
         ("objects", f"at most {most} an image, {queries} queries" + (MORE_OBJECTS if most > queries else "")),
         ("denoising", denoising(config, data.train.most_objects)),
         *operator_row(model, device),

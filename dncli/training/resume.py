@@ -82,6 +82,12 @@ def check_settings(run: str | Path, checkpoint: Checkpoint, config: Config, allo
         raise UserError(f"{run}: {checkpoint.epoch} epochs are done, more than train.epochs, {config.train.epochs}")
 
 
+def with_range_of(checkpoint: Checkpoint, config: Config) -> Config:
+    """The settings to go on with: for data.range=auto the checkpoint has what its training images had shown."""
+    found = checkpoint.config["data"].get("range", "auto")
+    return replace(config, data=replace(config.data, range=found)) if config.data.range == "auto" else config
+
+
 def check_data(run: str | Path, checkpoint: Checkpoint, data: Data, allowed: Sequence[str] = ()) -> None:
     """Refuse other annotations under the same path, and other classes in any case."""
     if list(data.categories.ids) != checkpoint.category_ids or list(data.categories.names) != checkpoint.category_names:

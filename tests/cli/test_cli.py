@@ -201,14 +201,15 @@ def test_the_version(main):
         ),
         ("train --resume run", ["run: not a run folder (no config.yaml in it), so there is nothing to resume"]),
         ("train --resume .", [".: not a run folder (no config.yaml in it), so there is nothing to resume"]),
-        ("train data.root=nowhere", ["nowhere: no such folder; set data.root to a dataset in COCO format, or to shapes"]),
+        ("train data.root=nowhere", ["{here}/nowhere: no such folder; set data.root to a dataset, or to shapes"]),
         ("eval --ckpt nowhere", ["nowhere: no such checkpoint or run folder"]),
         ("predict --ckpt nowhere --out o x.jpg", ["nowhere: no such checkpoint or run folder"]),
     ],
 )
 def test_a_mistake_is_one_sentence_on_stderr(arguments, errors, main, tmp_path):
     done = main(*arguments.split())
-    assert (done.code, done.out, done.err.splitlines()) == (2, "", errors)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines() == [error.replace("{here}", str(Path.cwd())) for error in errors]
     assert not list(tmp_path.iterdir())
 
 
@@ -438,7 +439,7 @@ def test_made_shapes_are_checked_without_defects(main, tmp_path):
     assert len(list((tmp_path / "s" / "train").iterdir())) == 3
     checked = main("data", "check", "s")
     assert (checked.code, checked.err) == (0, "")
-    assert checked.out.splitlines()[0] == "s"
+    assert checked.out.splitlines()[0].startswith("s, the plain COCO layout: annotations/instances_train.json and ")
     assert checked.out.splitlines()[-1] == "no defects"
 
 
@@ -461,10 +462,19 @@ def test_a_dataset_with_defects_exits_with_1(main, tmp_path):
     assert "has 2 objects, more than the 1 queries can find" in crowded.out
 
 
-def test_a_missing_dataset_is_a_defect(main):
+def test_a_missing_dataset_is_a_wrong_argument(main):
     done = main("data", "check", "nowhere")
-    assert (done.code, done.err) == (1, "")
-    assert "nowhere: no such folder" in done.out
+    assert (done.code, done.out) == (2, "")
+    assert "nowhere: no such folder" in done.err
+
+
+def test_files_that_are_named_are_checked(main, tmp_path):
+    write_split(tmp_path / "d", "train", [image(1)], [item(1, 1, [0, 0, 5, 5])])
+    done = main("data", "check", "data.train=d/annotations/instances_train.json", "data.images=d/train", "data.holdout=0.5")
+    assert (done.code, done.err) == (1, ""), done
+    assert done.out.splitlines()[0].startswith(
+        "d/train, COCO files that were named: d/annotations/instances_train.json; 0.5 of"
+    )
 
 
 # completion of the installed command

@@ -231,7 +231,7 @@ def test_the_data_root_itself_may_be_a_link(tmp_path):
 def test_what_leads_out_of_the_root_is_not_even_opened(tmp_path, monkeypatch):
     files = write_broken(tmp_path / "data", by_name["link_out_of_the_root"])["train"]
     opened = []
-    monkeypatch.setattr("dndetr.data.check.read_image", lambda path, size: opened.append(path))
+    monkeypatch.setattr("dndetr.data.check.read_image", lambda path, *_, **__: opened.append(path))
     check_dataset(at(tmp_path / "data"))
     assert len(opened) == 2 * (IMAGES - 1) and files.picture not in opened
 

@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dndetr.training.epochs as epochs
 from dndetr.console import UserError
+from dndetr.resolve import load_preset
 from dndetr.training import distributed
 from dndetr.training.checkpoint import load_checkpoint, save_checkpoint
+from dndetr.training.commands import settings_of
 from dndetr.training.learner import Learner
 from dndetr.training.loop import train
 from dndetr.training.signals import Stopped
 from tests.training import processes
 from tests.training.faults import STEPS, differences, exacting, records
-from tests.training.tiny import resolved, with_train, write_dataset
+from tests.training.tiny import resolved, tiny_config, with_train, write_dataset
 
 TERM = 128 + signal.SIGTERM
 
@@ -326,3 +329,37 @@ def test_a_run_of_two_processes_can_be_gone_on_with_by_one(pair, settings):
     assert ours[1].keys() == theirs[1].keys()
     for name in ("loss", "dn_loss", "cls_0", "box_1"):
         assert ours[1][name] == pytest.approx(theirs[1][name], rel=0.05)
+
+
+def test_a_run_keeps_the_range_that_its_first_images_showed(tmp_path):
+    """It is plain numbers in the run, `auto` in the preset that it is gone on with, and stays when the images are others."""
+    root = write_dataset(tmp_path / "data", train=4, val=2)
+    for file in root.glob("*/*.png"):
+        numbers = np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 10 + 1000
+        Image.fromarray(numbers).save(file)
+    settings = tiny_config(root, epochs=1)
+    run = train(resolved(settings), tmp_path / "run")
+    found = load_preset(run / "config.yaml").config.data.range
+    low, high = map(int, found.split(","))
+    assert 1000 <= low < 1100 and 2000 < high < 3600 and load_checkpoint(run).config["data"]["range"] == found
+    Image.fromarray(np.full((32, 40), 60000, np.uint16)).save(root / "train" / "0.png")
+    train(resolved(with_train(settings, epochs=2)), None, resume=run)
+    assert load_checkpoint(run, prefer="last.pt").config["data"]["range"] == found
+    assert settings_of(load_checkpoint(run), (), run).data.bounds == (low, high)
+    other = replace(settings, data=replace(settings.data, range="0,4095"))
+    with pytest.raises(UserError, match="data.range"):
+        train(resolved(with_train(other, epochs=3)), None, resume=run)
+    assert f"{low} to {high} is seen as 0 to 255 (data.range)" in (run / "train.log").read_text()
+
+
+def test_a_run_that_is_older_than_its_range_goes_on_as_it_began(tmp_path):
+    """A 16-bit picture was seen from 0 to 65535."""
+    root = write_dataset(tmp_path / "data", train=4, val=2)
+    run = train(resolved(tiny_config(root, epochs=1)), tmp_path / "run")
+    before = load_checkpoint(run, prefer="last.pt")
+    data = {key: value for key, value in before.config["data"].items() if key not in ("range", "exif", "alpha")}
+    save_checkpoint(run / "checkpoints" / "last.pt", replace(before, config=before.config | {"data": data}))
+    for file in root.glob("*/*.png"):
+        Image.fromarray(np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 10).save(file)
+    train(resolved(tiny_config(root, epochs=2)), None, resume=run)
+    assert load_checkpoint(run, prefer="last.pt").config["data"]["range"] == "auto"

@@ -46,27 +46,26 @@ def coco_source(store: Store, file: str, subset: str) -> Source:
 
 
 def roboflow(store: Store) -> Sources:
-    return coco_beside(store, "_annotations.coco.json", "", "Roboflow's COCO export")
+    return coco_beside(store, "_annotations.coco.json", "Roboflow's COCO export")
 
 
 def fiftyone(store: Store) -> Sources:
-    return coco_beside(store, "labels.json", "data", "FiftyOne's COCO export")
-
-
-def coco_beside(store: Store, name: str, images: str, layout: str) -> Sources:
-    """A COCO file in the folder of each split, or alone at the root, its images in that folder or in one below."""
-
-    def has(folder: str) -> bool:
-        return is_file(store, join(folder, name)) and is_folder(store, join(folder, images))
-
-    folders = folders_with(store, layout, has) or ({"train": ""} if has("") else {})
-    return {split: coco_at(store, join(folder, name), join(folder, images), layout) for split, folder in folders.items()}
+    return coco_beside(store, "labels.json", "FiftyOne's COCO export", images="data")
 
 
 def label_studio(store: Store) -> Sources:
-    if not (is_file(store, "result.json") and is_folder(store, "images")):
-        return {}
-    return {"train": coco_at(store, "result.json", "images", "Label Studio's COCO export")}
+    """Its file names begin with the folder images/."""
+    return coco_beside(store, "result.json", "Label Studio's COCO export", needs="images")
+
+
+def coco_beside(store: Store, name: str, layout: str, images: str = "", needs: str = "") -> Sources:
+    """A COCO file in the folder of each split, or alone at the root; its images in that folder or in `images` below it."""
+
+    def has(folder: str) -> bool:
+        return is_file(store, join(folder, name)) and is_folder(store, join(folder, images or needs))
+
+    folders = folders_with(store, layout, has) or ({"train": ""} if has("") else {})
+    return {split: coco_at(store, join(folder, name), join(folder, images), layout) for split, folder in folders.items()}
 
 
 def lvis(store: Store) -> Sources:

@@ -33,10 +33,10 @@ def start_images(
     for identity, name in enumerate(names, start=1):
         found.reading = None
         found.hash.update(f"\n{PurePosixPath(name).name}\n".encode("utf-8", "surrogateescape"))
-        size = (sizes or {}).get(name) or size_of(found.store.place(name))
+        size = (sizes or {}).get(name) or size_of(found.store.place(name), found.exif)
         if isinstance(size, str):
             found.listed["images"].add(identity)
-            found.add(kinds.UNREADABLE, f"{found.store.place(name)}: {size}", identity)
+            found.add(kinds.UNREADABLE, size, identity)
             continue
         found.take("images", {"id": identity, "file_name": name, "width": size[0], "height": size[1]}, name)
         if identity in found.images:

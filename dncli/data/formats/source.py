@@ -30,9 +30,9 @@ class Source(NamedTuple):
     read: Reader
     file: Place | None = None  # where it is not that name in the store
 
-    def annotations(self) -> Annotations:
-        """Never raises on bad content: see `.defects`."""
-        found = Annotations(self.file or self.store.place(self.name), self.store)
+    def annotations(self, exif: str = "apply") -> Annotations:
+        """Never raises on bad content: see `.defects`. `exif` is data.exif."""
+        found = Annotations(self.file or self.store.place(self.name), self.store, exif)
         self.read(found)
         find_twins(found)
         return found
