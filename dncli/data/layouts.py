@@ -51,6 +51,8 @@ class Dataset:
         if not self.holdout or "train" not in self.sources:
             raise UserError(f"{self.root}: {self.missing(split)}")
         found = self.sources["train"].annotations(self.exif)
+        if len(found.images) == 1:
+            raise UserError(f"{self.root}: has one image, and data.holdout needs two or more to share out")
         if found.images:
             keep(found, self.held_out(found) if split == "val" else set(found.images) - self.held_out(found))
         return found

@@ -56,7 +56,7 @@ def elsewhere(store: Store, folder: str, name: str) -> list[str]:
     tails = ["/".join(parts[i:]) for i in range(len(parts))]
     bases = [folder, *([parent] if folder else []), *below(store, folder)]
     candidates = (join(base, tail) for base in bases for tail in tails)
-    return list(dict.fromkeys(candidate for candidate in candidates if is_file(store, candidate)))
+    return list(dict.fromkeys(candidate for candidate in sorted(candidates) if is_file(store, candidate)))
 
 
 def below(store: Store, folder: str) -> Iterator[str]:

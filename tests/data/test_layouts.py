@@ -1,6 +1,7 @@
 """Every layout holds the same dataset: found by itself, on disk and in a zip file, read to the same images and objects."""
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,9 @@ from dndetr.console import UserError
 from dndetr.data.check import check_dataset
 from dndetr.data.coco import load_split
 from dndetr.data.layouts import Dataset, find_dataset
-from dndetr.data.loader import DetectionDataset
+from dndetr.data.loader import DetectionDataset, eval_loader
 from tests.data.coco_files import at
-from tests.data.layouts import CLASSES, SPLITS, WRITERS, write_plain
+from tests.data.layouts import CLASSES, SPLITS, WRITERS, splits_of, write_json, write_plain
 
 every_layout = pytest.mark.parametrize("layout", WRITERS)
 
@@ -66,3 +67,337 @@ def test_a_zip_file_of_a_layout_is_read_where_it_lies(root, tmp_path, layout):
     views = [DetectionDataset(split, config, 0, train=True)[1, 3] for split in (ours, theirs)]
     assert torch.equal(views[0][0], views[1][0]) and views[0][1].image_id == views[1][1].image_id
     assert not check_dataset(found).defects
+
+
+# What is said of layouts that do not fit
+
+
+def test_two_files_that_could_both_be_meant_are_refused(root, tmp_path):
+    shutil.copytree(root, tmp_path / "both")
+    annotations = tmp_path / "both" / "annotations"
+    shutil.copy(annotations / "instances_train.json", annotations / "instances_train2017.json")
+    told = refusal(at, tmp_path / "both")
+    assert "instances_train2017.json and annotations/instances_train.json could both be the train split" in told
+    assert "data.train=FILE" in told
+
+
+def test_two_folders_of_one_split_are_refused(root, tmp_path):
+    WRITERS["Roboflow's COCO export"](root, tmp_path / "both")
+    shutil.copytree(tmp_path / "both" / "valid", tmp_path / "both" / "val")
+    assert "val and valid could both be" in refusal(at, tmp_path / "both")
+
+
+def test_a_single_set_of_images_needs_a_holdout_for_validation(root, tmp_path):
+    shutil.copytree(root / "train", tmp_path / "one" / "images")
+    shutil.copytree(root / "annotations", tmp_path / "one" / "annotations")
+    (tmp_path / "one" / "annotations" / "instances_val.json").unlink()
+    (tmp_path / "one" / "annotations" / "instances_train.json").rename(
+        tmp_path / "one" / "annotations" / "instances_default.json"
+    )
+    told = refusal(load_split, at(tmp_path / "one"), "val")
+    assert "has no validation split, only annotations/instances_default.json; data.holdout=0.1 takes a tenth" in told
+    assert "\n" not in told
+    held = [dataset([f"data.root={tmp_path / 'one'}"], holdout=0.3) for _ in range(2)]
+    ids = [[image.id for image in load_split(found, split).images] for found in held for split in SPLITS]
+    assert ids[:2] == ids[2:]
+    assert len(ids[1]) == 3 and sorted(ids[0] + ids[1]) == list(range(1, 11)) and ids[0] == sorted(ids[0])
+    other = find_dataset(DataConfig(root=str(tmp_path / "one"), holdout=0.3), seed=1)
+    assert [image.id for image in load_split(other, "val").images] != ids[1]
+
+
+def test_objects_go_with_the_images_that_are_held_out(root, tmp_path):
+    named = [f"data.train={root}/annotations/instances_train.json", f"data.images={root}/train"]
+    parts = [load_split(dataset(named, holdout=0.3), split) for split in SPLITS]
+    whole = load_split(dataset(named), "train")
+    for part in parts:
+        for image in part.images:
+            assert torch.equal(part.objects(image.id).boxes, whole.objects(image.id).boxes)
+        assert set(part.written.image_ids.tolist()) <= {image.id for image in part.images}
+    assert sum(len(part.labels) for part in parts) == len(whole.labels)
+
+
+def test_a_holdout_beside_a_validation_split_is_refused(root):
+    told = refusal(dataset, [f"data.root={root}"], holdout=0.1)
+    assert "has a validation split, annotations/instances_val.json: leave data.holdout out" in told
+
+
+def test_one_image_cannot_be_shared_out(tmp_path):
+    root = write_plain(tmp_path / "data", train=1, val=1)
+    named = [f"data.train={root}/annotations/instances_train.json", f"data.images={root}/train"]
+    assert "has one image, and data.holdout needs two or more" in refusal(load_split, dataset(named, holdout=0.5), "train")
+
+
+def test_files_that_are_named_must_be_there_with_their_images(root, tmp_path):
+    file = f"{root}/annotations/instances_train.json"
+    assert "data.images=DIR must say where their images are" in refusal(dataset, [f"data.train={file}"])
+    told = refusal(dataset, [f"data.train={tmp_path}/gone.json", f"data.images={root}"])
+    assert told == f"data.train: {tmp_path}/gone.json does not exist"
+    with pytest.raises(UserError, match="no such folder"):
+        dataset([f"data.train={file}", f"data.images={tmp_path}/gone"])
+
+
+def test_nothing_that_is_known_is_said_with_what_is(tmp_path):
+    (tmp_path / "readme.txt").touch()
+    told = refusal(at, tmp_path)
+    assert told.startswith(f"{tmp_path}: holds no dataset in a layout that is known here\n") and "data.yaml" in told
+
+
+def test_a_folder_that_holds_nothing_but_the_dataset_is_entered(root, tmp_path):
+    shutil.copytree(root, tmp_path / "outer" / "inner")
+    assert len(load_split(at(tmp_path / "outer"), "train").images) == 10
+
+
+# File names that are not quite right
+
+
+def rename(root: Path, out: Path, names: dict[str, str]) -> Path:
+    """The dataset with other file names in its annotations."""
+    shutil.copytree(root, out)
+    for split, content in splits_of(root):
+        for image in content["images"]:
+            image["file_name"] = names.get(image["file_name"], image["file_name"])
+        write_json(out / "annotations" / f"instances_{split}.json", content)
+    return out
+
+
+@pytest.mark.parametrize(
+    "name", ["train/{}", "images/{}", "train\\{}", "data\\train\\{}", "./{}", "images/v1/patch2/{}"], ids=lambda name: name
+)
+def test_a_file_is_found_one_folder_further_up_or_without_its_folders(root, tmp_path, name):
+    file = "train-003.png"
+    split = load_split(at(rename(root, tmp_path / "d", {file: name.format(file)})), "train")
+    assert split.images[2].path == tmp_path / "d" / "train" / file
+    assert bool(split.remarks) == (name != "./{}")
+
+
+def test_a_file_is_found_one_folder_further_down_with_one_line(root, tmp_path):
+    shutil.copytree(root, tmp_path / "d")
+    (tmp_path / "d" / "train" / "part").mkdir()
+    for i in (1, 2):
+        (tmp_path / "d" / "train" / f"train-00{i}.png").rename(tmp_path / "d" / "train" / "part" / f"train-00{i}.png")
+    split = load_split(at(tmp_path / "d"), "train")
+    assert split.images[0].path == tmp_path / "d" / "train" / "part" / "train-001.png"
+    example = "train-001.png is train/part/train-001.png"
+    assert split.remarks == (f"2 file_names are not in train but found in train/part: {example}",)
+
+
+def test_of_two_files_that_could_be_meant_none_is_taken(root, tmp_path):
+    shutil.copytree(root, tmp_path / "d")
+    for folder in ("a", "b"):
+        (tmp_path / "d" / "train" / folder).mkdir()
+        shutil.copy(root / "train" / "train-001.png", tmp_path / "d" / "train" / folder)
+    (tmp_path / "d" / "train" / "train-001.png").unlink()
+    told = refusal(load_split, at(tmp_path / "d"), "train")
+    assert "it could be any of train/a/train-001.png, train/b/train-001.png" in told
+
+
+@pytest.mark.parametrize("name", ["../train/{}", "C:\\data\\{}", "..\\train\\{}", "/data/{}"])
+def test_a_path_that_leaves_the_root_stays_refused(root, tmp_path, name):
+    file = "train-003.png"
+    told = refusal(load_split, at(rename(root, tmp_path / "d", {file: name.format(file)})), "train")
+    assert "image 3: file_name" in told and "must stay in the image folder" in told
+
+
+@pytest.mark.parametrize("name", ["TRAIN-003.PNG", "train%2D003.png", "train-003.png "])
+def test_the_file_that_differs_as_label_tools_differ_is_named(root, tmp_path, name):
+    told = refusal(load_split, at(rename(root, tmp_path / "d", {"train-003.png": name})), "train")
+    assert "does not exist; 'train/train-003.png' does: write its name as it is" in told
+
+
+def test_a_decomposed_accent_is_named_where_one_file_differs_in_it_alone(root, tmp_path):
+    out = rename(root, tmp_path / "d", {"train-003.png": "caf\u00e9.png"})
+    (out / "train" / "train-003.png").rename(out / "train" / "cafe\u0301.png")
+    assert "does: write its name as it is" in refusal(load_split, at(out), "train")
+    (out / "train" / "CAF\u00c9.png").touch()
+    assert "does not exist" in (told := refusal(load_split, at(out), "train")) and "write its name" not in told
+
+
+# Zip files
+
+
+def packed(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, content in files.items():
+            file.writestr(name, content)
+    return path
+
+
+def test_what_is_no_zip_file_is_refused(tmp_path):
+    (tmp_path / "a.zip").write_text("no zip")
+    assert "is a file, but not a zip file" in refusal(at, tmp_path / "a.zip")
+
+
+def test_a_damaged_zip_file_is_refused(root, tmp_path):
+    shutil.make_archive(str(tmp_path / "whole"), "zip", root)
+    raw = (tmp_path / "whole.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(raw[200:])  # its list of contents is there, and points elsewhere
+    told = refusal(lambda: load_split(at(tmp_path / "cut.zip"), "train"))
+    assert "cut.zip" in told and "Traceback" not in told
+
+
+@pytest.mark.parametrize("name", ["../evil.txt", "/etc/evil.txt", "a/../../evil.txt", "C:/evil.txt", "..\\evil.txt"])
+def test_a_zip_file_that_leads_out_of_itself_is_refused(tmp_path, name):
+    file = packed(tmp_path / "a.zip", {"train/x": b"", name: b"x"})
+    assert "which leads out of it; pack it again without that file" in refusal(at, file)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip"]
+
+
+def test_an_entry_that_unpacks_to_far_more_is_refused(tmp_path):
+    file = packed(tmp_path / "a.zip", {"annotations/instances_train.json": b" " * 70_000_000})
+    assert "would unpack to 70000000, which looks like a decompression bomb" in refusal(at, file)
+
+
+def test_an_encrypted_entry_is_refused(tmp_path):
+    file = packed(tmp_path / "a.zip", {"train/x": b"secret"}, zipfile.ZIP_STORED)
+    raw = bytearray(file.read_bytes())
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        raw[raw.index(magic) + offset] |= 1
+    file.write_bytes(raw)
+    assert "train/x is encrypted; unpack it with its password and give the folder" in refusal(at, file)
+
+
+def test_a_zip_file_that_windows_made_is_read(root, tmp_path):
+    files = {str(p.relative_to(root)).replace("/", "\\"): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for name, content in files.items():
+            info = zipfile.ZipInfo("x")
+            info.filename = name
+            file.writestr(info, content)
+    assert len(load_split(at(tmp_path / "a.zip"), "train").images) == 10
+    assert not check_dataset(at(tmp_path / "a.zip")).defects
+
+
+def test_workers_read_a_zip_file_each_for_itself(root, tmp_path):
+    shutil.make_archive(str(tmp_path / "a"), "zip", root)
+    config = DataConfig(sizes=(32,), eval_size=32, max_size=64)
+    loaded = []
+    for where in (root, tmp_path / "a.zip"):
+        data = DetectionDataset(load_split(at(where), "train"), config, 0, train=False)
+        loaded.append([images.pixels for images, _ in eval_loader(data, batch_size=2, workers=2)])
+    assert all(torch.equal(a, b) for a, b in zip(*loaded, strict=True)) and len(loaded[0]) == 5
+
+
+# Rows and files that are spoilt
+
+
+def spoilt(root: Path, tmp_path: Path, layout: str, name: str, change) -> str:
+    """What is said of a layout one of whose files was changed."""
+    WRITERS[layout](root, tmp_path / "d")
+    file = tmp_path / "d" / name
+    file.write_text(change(file.read_text()) if file.exists() else change(""))
+    return refusal(lambda: [load_split(at(tmp_path / "d"), split) for split in SPLITS])
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("0 0.5 0.5 0.1", "must be class x y width height, or class and the points of a polygon, got 4 numbers"),
+        ("saw 0.5 0.5 0.1 0.1", "must hold numbers, got"),
+        ("0 20 16 8 8", "the numbers must be shares of the image, from 0 to 1, got 20 16 8 8"),
+        ("0 nan 0.5 0.1 0.1", "the numbers must be shares of the image, from 0 to 1, got nan"),
+        ("1.5 0.5 0.5 0.1 0.1", "the class must be a whole number from 0 on, got 1.5"),
+        ("7 0.5 0.5 0.1 0.1", 'category 7 is not in "categories"'),
+        ("-1 0.5 0.5 0.1 0.1", "the class must be a whole number from 0 on, got -1"),
+    ],
+)
+def test_a_wrong_row_of_yolo_is_told_with_file_and_line(root, tmp_path, row, told):
+    said = spoilt(root, tmp_path, "YOLO", "train/labels/train-003.txt", lambda text: f"{text}\n{row}\n")
+    assert f"{tmp_path}/d/train/labels/train-003.txt: image 3: " in said and told in said and "line 5" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("0 0.5 0.5 0.25 0.5", [15, 8, 10, 16]),
+        ("0 0.5 0.5 0.25 0.5 0.9", [15, 8, 10, 16]),  # a score, or a track
+        ("0 0.1 0.2 0.3 0.2 0.3 0.6", [4, 6.4, 8, 12.8]),  # a triangle
+        ("0.0 0.1 0.2 0.3 0.2 0.3 0.6 0.1 0.6", [4, 6.4, 8, 12.8]),  # an oriented box
+    ],
+)
+def test_rows_of_yolo_become_boxes(root, tmp_path, line, box):
+    WRITERS["YOLO"](root, tmp_path / "d")
+    (tmp_path / "d" / "train" / "labels" / "train-004.txt").write_text(line)
+    written = load_split(at(tmp_path / "d"), "train").written
+    assert written.boxes[written.image_ids == 4].tolist() == [pytest.approx(box)]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("train: train/images\nnames: [saw]\nnc: 2", "nc is 2, but names has 1"),
+        ("train: train/images\nnames: {1: saw, 2: axe}", "names must be a list, or a map from 0"),
+        ("train: elsewhere\nnames: [saw, axe, nut]", "'elsewhere' is not there"),
+        ("names: [saw, axe, nut]", "has neither train nor val"),
+        ("train: ../../../etc\nnames: [saw, axe, nut]", "'../../../etc' is not there"),
+        ("train: [3]\nnames: [saw, axe, nut]", "train and val must name folders or .txt files, got 3"),
+        ("- 1", "is not YAML with train, val and names"),
+    ],
+)
+def test_a_wrong_data_yaml_is_told(root, tmp_path, content, told):
+    said = spoilt(root, tmp_path, "YOLO", "data.yaml", lambda _: content)
+    assert f"{tmp_path}/d/data.yaml: " in said and told in said
+
+
+@pytest.mark.parametrize(
+    "train",
+    ["train/images", "./train/images", "list.txt", "[train/images]", "{root}/train/images"],
+)
+@pytest.mark.parametrize("path", ["", ".", "{root}", "/gone/with/the/wind"])
+def test_paths_of_data_yaml_are_followed(root, tmp_path, train, path):
+    WRITERS["YOLO"](root, tmp_path / "d")
+    files = sorted((tmp_path / "d" / "train" / "images").iterdir())
+    (tmp_path / "d" / "list.txt").write_text("".join(f"./train/images/{file.name}\n" for file in files))
+    where = {"root": tmp_path / "d"}
+    lines = [f"path: {path.format(**where)}"] if path else []
+    lines += [f"train: {train.format(**where)}", "val: val/images", "names: {0: saw, 1: axe, 2: nut}"]
+    (tmp_path / "d" / "data.yaml").write_text("\n".join(lines))
+    assert torch.equal(load_split(at(tmp_path / "d"), "train").boxes, load_split(at(root), "train").boxes)
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "change", "told"),
+    [
+        ("Pascal VOC", "Annotations/train-003.xml", lambda text: text[:-20], "malformed XML"),
+        ("Pascal VOC", "Annotations/train-003.xml", lambda text: text.replace("xmax", "xm"), "object 1 (saw): must have"),
+        ("Pascal VOC", "Annotations/train-003.xml", lambda text: f"<!DOCTYPE x>{text}", "it declares entities"),
+        ("Pascal VOC", "labelmap.txt", lambda text: text.replace("saw", "sow"), '"saw" is none of the classes'),
+        ("LabelMe", "train/train-003.json", lambda text: text[:-2], "line 1, column"),
+        ("LabelMe", "train/train-003.json", lambda text: text.replace('"label": "saw"', '"label": 3'), 'must have a "label"'),
+        ("LabelMe", "train/train-003.json", lambda text: '{"shapes": 3}', 'it must hold an object with a list "shapes"'),
+        (
+            "CVAT's XML",
+            "annotations.xml",
+            lambda text: text.replace('xtl="', 'xtl="x', 1),
+            "must have numbers for its corners",
+        ),
+        ("CVAT's XML", "annotations.xml", lambda text: text.replace('label="saw"', 'label="sow"', 1), "is none of the labels"),
+        ("metadata.jsonl", "train/metadata.jsonl", lambda text: text + "{", "line 11: must be JSON with file_name"),
+    ],
+)
+def test_a_spoilt_file_is_told_with_its_place(root, tmp_path, layout, name, change, told):
+    said = spoilt(root, tmp_path, layout, name, change)
+    assert told in said and (name if name != "labelmap.txt" else "Annotations/") in said
+
+
+def test_difficult_objects_of_voc_are_marked(root, tmp_path):
+    WRITERS["Pascal VOC"](root, tmp_path / "d")
+    file = tmp_path / "d" / "Annotations" / "train-001.xml"
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1"))
+    objects = at(tmp_path / "d").annotations("train").objects
+    assert [item.ignore for item in objects if item.image_id == 1] == [True]
+    assert not any(item.ignore for item in objects if item.image_id != 1)
+
+
+def test_images_without_a_file_have_no_objects_and_are_counted(root, tmp_path):
+    WRITERS["LabelMe"](root, tmp_path / "d")
+    (tmp_path / "d" / "train" / "train-001.json").unlink()
+    split = load_split(at(tmp_path / "d"), "train")
+    assert len(split.objects(1)) == 0 and len(split.images) == 10
+    assert "1 image has no .json, and count as without objects" in split.remarks
+
+
+def test_voc_lies_in_voc_devkit_too(root, tmp_path):
+    WRITERS["Pascal VOC"](root, tmp_path / "VOCdevkit" / "VOC2007")
+    assert len(load_split(at(tmp_path), "train").images) == 10
+    shutil.copytree(tmp_path / "VOCdevkit" / "VOC2007", tmp_path / "VOCdevkit" / "VOC2012")
+    assert "VOCdevkit/VOC2007 and VOCdevkit/VOC2012 could both be the dataset" in refusal(at, tmp_path)

@@ -16,17 +16,14 @@ from dndetr.data.store import Place, Store, is_file, is_folder, join
 
 def coco_folders(store: Store) -> Sources:
     """COCO 2017's layout, the plain one, and CVAT's export, whose images lie one folder further down."""
-    files = {name[len("instances_") : -len(".json")]: join("annotations", name) for name in instances(store)}
+    subsets = {join("annotations", name): name[len("instances_") : -len(".json")] for name in instances(store)}
     sources = {}
     for split in SPLITS:
-        subset = one_of(store, called(files, split), f"the {split} split: their files instances_*.json")
-        if subset:
-            sources[split] = coco_source(store, files[subset], subset)
-    if not sources and len(files) == 1:
-        ((subset, file),) = files.items()
-        sources["train"] = coco_source(store, file, subset)
-    if not sources and files:
-        one_of(store, list(files.values()), "the annotations")
+        files = [file for name in called(subsets.values(), split) for file in subsets if subsets[file] == name]
+        if file := one_of(store, files, f"the {split} split"):
+            sources[split] = coco_source(store, file, subsets[file])
+    if not sources and (file := one_of(store, list(subsets), "the annotations")):
+        sources["train"] = coco_source(store, file, subsets[file])
     return sources
 
 
