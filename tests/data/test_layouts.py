@@ -401,3 +401,25 @@ def test_voc_lies_in_voc_devkit_too(root, tmp_path):
     assert len(load_split(at(tmp_path), "train").images) == 10
     shutil.copytree(tmp_path / "VOCdevkit" / "VOC2007", tmp_path / "VOCdevkit" / "VOC2012")
     assert "VOCdevkit/VOC2007 and VOCdevkit/VOC2012 could both be the dataset" in refusal(at, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["YOLO", "Pascal VOC"])
+def test_another_reader_has_the_same_boxes(root, tmp_path, layout):
+    """supervision reads these two exactly; it gives VOC's classes in the order of the alphabet."""
+    sv = pytest.importorskip("supervision", reason="pip install supervision, 458 MB, to compare with it")
+    out = tmp_path / "d"
+    WRITERS[layout](root, out)
+    if layout == "YOLO":
+        images, labels = out / "train" / "images", out / "train" / "labels"
+        theirs = sv.DetectionDataset.from_yolo(str(images), str(labels), str(out / "data.yaml"))
+    else:
+        theirs = sv.DetectionDataset.from_pascal_voc(str(out / "JPEGImages"), str(out / "Annotations"))
+    ours = at(out).annotations("train")
+    for image in ours.images.values():
+        path = next(path for path in theirs.image_paths if Path(path).name == Path(image.file_name).name)
+        found = theirs.annotations[path]
+        x0, y0, x1, y1 = found.xyxy.T.tolist() if len(found) else ([], [], [], [])
+        rows = zip(x0, y0, x1, y1, [theirs.classes[c] for c in found.class_id], strict=True)
+        mine = [(*item.box, ours.categories[item.category_id]) for item in ours.objects if item.image_id == image.id]
+        for (a, b, c, d, name), (x, y, w, h, mine_name) in zip(sorted(rows), sorted(mine), strict=True):
+            assert name == mine_name and [x, y, x + w, y + h] == pytest.approx([a, b, c, d], abs=0.01)
