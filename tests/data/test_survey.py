@@ -122,7 +122,7 @@ def test_a_picture_that_transparency_hides_is_told_of_and_a_cut_out_one_is_not(t
     hiding, cut = np.full((40, 40), 255), np.full((40, 40), 255)
     hiding[:10], cut[20:] = 0, 0
     images = [record(tmp_path, i, see_through(alpha)) for i, alpha in enumerate((hiding, cut))]
-    told = "transparent pixels hold a picture in 1 of 2 images, "
+    told = "transparent pixels hold a picture in 1 of 2 images with transparency, "
     assert look(images).lines() == [told + "seen as white; data.alpha=drop shows it"]
     assert look(images, alpha="drop").lines() == [told + "shown (data.alpha=drop)"]
     assert look(images[1:]).lines() == []
