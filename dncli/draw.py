@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dndetr.fonts import lettering
+
 SMALLEST = 400  # pixels of the shorter side of a drawn picture
 LARGEST = 4000  # pixels beyond which no side is enlarged
 MOST = 32_000  # pixels of a drawn side: two pictures side by side fit into the 65535 of a JPEG
@@ -30,12 +32,12 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(picture)
     shorter = min(picture.size)
-    line, font = max(2, shorter // 250), ImageFont.load_default(size=max(13, shorter // 40))
+    line, height = max(2, shorter // 250), max(13, shorter // 40)
     for mark in marks:
         x1, y1, x2, y2 = (round(v * scale) for v in mark.box)
         color = color_of(mark.label)
         canvas.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=color, width=line)
-        write_label(canvas, picture.size, (x1, y1), mark.text, color, font)
+        write_label(canvas, picture.size, (x1, y1), mark.text, color, height)
     return picture
 
 
@@ -45,9 +47,10 @@ def write_label(
     corner: tuple[int, int],
     text: str,
     color: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont,
+    height: int,
 ) -> None:
-    """Text on its colour, above the box's upper left corner, or inside where the picture ends."""
+    """Text of that height on its colour, above the box's upper left corner, or inside where the picture ends."""
+    text, font = lettering(text, height)
     _, _, width, height = canvas.textbbox((0, 0), text, font=font)
     x = min(max(corner[0], 0), max(size[0] - width - 4, 0))
     y = corner[1] - height - 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from dndetr.config import Config
 from dndetr.console import UserError
 from dndetr.data.augment import fixed_view
 from dndetr.data.coco import Categories
-from dndetr.data.images import read_image, reading_of
+from dndetr.data.images import read_header, read_image, reading_of
 from dndetr.data.loader import collate
+from dndetr.data.search import find_images
+from dndetr.data.survey import Survey, glance
 from dndetr.draw import Mark, draw_marks
 from dndetr.files import replace_text, writable
+from dndetr.fonts import undrawable
 from dndetr.labels.embeddings import categories_in, for_categories
 from dndetr.models.structures import Target
 from dndetr.training.checkpoint import load_checkpoint
@@ -45,14 +48,15 @@ def predict(
     embeddings: str | Path | None = None,
     trust: bool = False,
 ) -> list[dict[str, Any]]:
-    """Find objects in images and folders of images with a run's best epoch or a checkpoint file.
+    """Find objects in images, and in folders and all below them, with a run's best epoch or a checkpoint file.
 
     In `rounds` of progressive inference (Sec. 5.7.2) the detector is told what it found with a score from `sure` on. With a
     file of `embeddings` it looks for every class that is named there, seen in training or not (zero-shot).
 
-    `out`, a new or empty folder, receives a drawn picture of each image and predictions.json: of each file its size and
-    its detections with a score from `threshold` on (box x1, y1, x2, y2 in pixels, name, category_id, score). Returns the
-    same. Files that cannot be read are named in a UserError at the end, when all others are done.
+    `out`, a new or empty folder, receives a drawn picture of each image, at the place below it that the file has below the
+    folder that was given, and predictions.json: of each file its size and its detections with a score from `threshold` on
+    (box x1, y1, x2, y2 in pixels, name, category_id, score). Returns the same. Files that cannot be read are named in a
+    UserError at the end, when all others are done.
     """
     out = Path(out)
     if os.path.exists(out) and (not out.is_dir() or any(out.iterdir())):
@@ -62,57 +66,40 @@ def predict(
         check_progressive(checkpoint)
     if embeddings is not None:
         checkpoint = for_categories(checkpoint, categories_in(embeddings), embeddings)
-    files, problems = find_images(paths)
-    if not files:
+    found = find_images(paths)
+    problems = found.problems
+    if not found.places:
         raise UserError(*problems)
     config, device = settings_of(checkpoint, (), ckpt), choose_device("auto")
     check_precision(config, device)
     model, categories = load_detector(checkpoint, config, ckpt, device), categories_of(checkpoint)
     ask = Progressive(rounds, sure, len(categories))
     predictions: list[dict[str, Any]] = []
-    report = Report()
+    report, reading, glances = Report(), reading_of(config.data), []
     with writable(out, "give another folder with --out"):
         out.mkdir(parents=True, exist_ok=True)
-        for file in report.track(files, "predicting"):
+        for file, place in report.track(found.places.items(), "predicting"):
             try:
-                picture = read_image(file, reading=reading_of(config.data))
+                picture = read_image(file, reading=reading)
+                glances.append(glance(file, picture.size, read_header(file), picture))
             except UserError as error:
                 problems += error.lines
                 continue
             detections = find_objects(model, picture, config, categories, threshold, ask)
             size = {"width": picture.width, "height": picture.height}
             predictions.append({"file": str(file), **size, "detections": detections})
-            draw(picture, detections, categories).save(free_name(out, file.stem), quality=92)
+            (out / place.parent).mkdir(parents=True, exist_ok=True)
+            draw(picture, detections, categories).save(free_name(out / place.parent, place.stem), quality=92)
         replace_text(out / "predictions.json", json.dumps(predictions, indent=1) + "\n")
-    found = sum(len(prediction["detections"]) for prediction in predictions)
+    objects = sum(len(prediction["detections"]) for prediction in predictions)
     images = f"{len(predictions)} image{'' if len(predictions) == 1 else 's'}"
-    report.say(f"{images}, {found} objects with a score from {threshold}: {out / 'predictions.json'}")
+    names = undrawable({d["name"] for prediction in predictions for d in prediction["detections"]})
+    for line in (*found.lines(), *Survey(len(glances), tuple(glances), reading).lines(), *filter(None, [names])):
+        report.say(line)
+    report.say(f"{images}, {objects} objects with a score from {threshold}: {out / 'predictions.json'}")
     if problems:
         raise UserError(*problems)
     return predictions
-
-
-def find_images(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
-    """The image files meant by files and folders, and what is wrong with the others."""
-    files: list[Path] = []
-    problems = []
-    for path in map(Path, paths):
-        folder = os.path.isdir(path)  # unlike Path's, it answers for names that no system allows
-        try:
-            found = sorted(images_in(path)) if folder else [path] if os.path.exists(path) else []
-        except OSError as error:
-            problems.append(f"{path}: cannot be listed: {error.strerror or error}")
-            continue
-        files += found
-        if not found:
-            problems.append(f"{path}: {'holds no images' if folder else 'no such file or folder'}")
-    return list(dict.fromkeys(files)), problems
-
-
-def images_in(folder: Path) -> Iterator[Path]:
-    """Files that look like images by their names."""
-    known = Image.registered_extensions()
-    return (file for file in folder.iterdir() if file.suffix.lower() in known and file.is_file())
 
 
 @torch.inference_mode()

@@ -102,7 +102,7 @@ def evaluate(
 def predict(
     ckpt: Checkpoint,
     paths: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders of them.", show_default=False)
+        list[Path], typer.Argument(metavar="IMAGE|FOLDER", help="Images, or folders, gone down into.", show_default=False)
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for drawn pictures and predictions.json.")],
     threshold: Annotated[float, typer.Option(min=0, max=1, help="Smallest score that is shown.")] = 0.3,

@@ -70,7 +70,7 @@ class Survey:
             found.append(f"WARNING: the detector sees fewer than {FEW} grey levels in {self.share(few, seen)}{mend}")
         if hidden:
             how = "seen as white; data.alpha=drop shows it" if self.reading.alpha == "white" else "shown (data.alpha=drop)"
-            found.append(f"transparent pixels hold a picture in {self.share(hidden, clear)}, {how}")
+            found.append(f"transparent pixels hold a picture in {len(hidden)} of {len(clear)} images with transparency, {how}")
         if several:
             found.append(f"several pages or frames in {self.share(several)}; the first is read")
         return found

@@ -17,6 +17,7 @@ from torch import nn
 from dndetr.config import Config
 from dndetr.console import console, say
 from dndetr.data.coco import Split
+from dndetr.fonts import undrawable
 from dndetr.models.deformable import by_operator
 from dndetr.training import distributed
 from dndetr.training.prepare import Data, samples, shorten
@@ -125,6 +126,7 @@ def plan(
         ("data", data.dataset.line),
         *(("", remark) for remark in data.remarks),
         ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
+        *(("", line) for line in filter(None, [undrawable(data.categories.names)])),
         ("training images", counts(data.train)),
         ("validation images", counts(data.validation.split)),
         *(("" if i else "pictures", line) for i, line in enumerate(data.pictures.lines())),

@@ -123,7 +123,7 @@ def test_a_picture_that_transparency_hides_is_told_of_and_a_cut_out_one_is_not(t
     hiding, cut = np.full((40, 40), 255), np.full((40, 40), 255)
     hiding[:10], cut[20:] = 0, 0
     images = [record(tmp_path, i, see_through(alpha)) for i, alpha in enumerate((hiding, cut))]
-    told = "transparent pixels hold a picture in 1 of 2 images, "
+    told = "transparent pixels hold a picture in 1 of 2 images with transparency, "
     assert look(images).lines() == [told + "seen as white; data.alpha=drop shows it"]
     assert look(images, alpha="drop").lines() == [told + "shown (data.alpha=drop)"]
     assert look(images[1:]).lines() == []
@@ -177,3 +177,12 @@ def test_data_check_tells_of_every_picture_what_the_detector_will_see(tmp_path):
         "  WARNING: the detector sees fewer than 16 grey levels in 4 of 4 images; data.range=MIN,MAX says which numbers matter"
     ]
     assert text.index(few[0]) > text.index("val: 4 images, 4 with objects, 0 without")
+
+
+def test_data_check_counts_rotations_in_every_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LOOKED", 1)
+    root = write_thermal(tmp_path, lambda split: numbers(0, 65535))
+    for i in range(3):
+        photograph().resize((120, 120)).save(root / "train" / f"{i}.png", exif=exif(6 if i else 1))
+    told = [line for line in lines(check_dataset(root)) if "EXIF" in line]
+    assert len(told) == 1 and told[0].startswith("  EXIF rotation in 2 of 4 images, applied: boxes are taken to be of")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import dndetr.training.epochs as epochs
+from dndetr.analysis.anchors import analyze_anchors
 from dndetr.console import UserError
 from dndetr.data.coco import Categories
 from dndetr.models.denoising.layout import QueryLayout
@@ -295,3 +296,49 @@ def test_predict_writes_pictures_and_json_and_names_what_it_could_not_read(run, 
     with pytest.raises(UserError, match="nowhere: no such file or folder"):
         predict(run, [tmp_path / "nowhere"], tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_predict_goes_down_and_keeps_the_places_of_what_it_finds(run, root, tmp_path, capsys):
+    """Of several pages the first is taken; what is passed over is counted."""
+    folder = tmp_path / "in"
+    (folder / "sub" / "deep").mkdir(parents=True)
+    picture = PIL.Image.open(root / "val" / "1.png")
+    picture.save(folder / "sub" / "deep" / "1.png")
+    picture.save(folder / "sub" / "pages.tif", save_all=True, append_images=[PIL.Image.new("RGB", (9, 9))])
+    picture.save(folder / "none", format="png")
+    (folder / "1.heic").write_bytes(b"none that is read here")
+    found = {p["file"]: p for p in predict(run, [folder], tmp_path / "out", threshold=0.0)}
+    drawn = sorted(str(file.relative_to(tmp_path / "out")) for file in (tmp_path / "out").rglob("*.jpg"))
+    assert drawn == ["none.jpg", "sub/deep/1.jpg", "sub/pages.jpg"]
+    one, other, pages = (found[str(folder / name)] for name in ("none", "sub/deep/1.png", "sub/pages.tif"))
+    assert one["detections"] == other["detections"] == pages["detections"]
+    said = capsys.readouterr().out
+    assert "passed over 1 file of no kind that is read here: 1 .heic\n" in said
+    assert "several pages or frames in 1 of 3 images; the first is read\n" in said
+
+
+def test_a_run_reads_its_pictures_alike_wherever_it_does(root, tmp_path):
+    """Those of 12 bits, transparent and upside down are to it what plain copies are to another run."""
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    shutil.copytree(root, plain)
+    shutil.copytree(root, other)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 3
+    for i, file in enumerate(sorted(other.glob("*/*.png"))):
+        pixels = np.asarray(PIL.Image.open(file).convert("L"))
+        PIL.Image.fromarray(np.dstack([pixels] * 3)).save(plain / file.relative_to(other))
+        clear = np.dstack([pixels] * 3 + [np.zeros_like(pixels)])
+        PIL.Image.fromarray(pixels.astype(np.uint16) * 16 + 100 if i % 2 else clear).save(file, exif=exif)
+    config = tiny_config(plain, epochs=1)
+    reading = {"root": str(other), "range": "100,4180", "exif": "ignore", "alpha": "drop"}
+    settings = config, replace(config, data=replace(config.data, **reading))
+    runs = [train(resolved(each), tmp_path / str(i) / "run") for i, each in enumerate(settings)]
+    assert differences(*runs, but=tuple(f"data.{name}" for name in reading)) == []
+    found = [predict(run, [data / "val"], run / "out", 0.0) for run, data in zip(runs, (plain, other), strict=True)]
+    assert [p["detections"] for p in found[0]] == [p["detections"] for p in found[1]]
+    told = [analyze_anchors([run], images=2, out=run / "anchors") for run in runs]
+    assert [p.distances.tolist() for p in told[0]] == [p.distances.tolist() for p in told[1]]
+    drawn = [file.relative_to(runs[0]) for pattern in ("*.jpg", "arrows/*.png") for file in runs[0].rglob(pattern)]
+    assert len(drawn) == 6 + 6 + 2
+    for file in drawn:
+        assert (runs[0] / file).read_bytes() == (runs[1] / file).read_bytes(), file
