@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from operator import methodcaller
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -318,4 +319,10 @@ def size_of(place: Place, exif: str = "apply") -> tuple[int, int] | str:
 
 def is_picture(name: str) -> bool:
     """Whether a file looks like an image by its name."""
-    return os.path.splitext(name)[1].lower() in Image.registered_extensions()
+    return os.path.splitext(name)[1].lower() in suffixes()
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, of the formats that are read here; some others are only written."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN)

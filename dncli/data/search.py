@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from dndetr.console import UserError
-from dndetr.data.images import in_a_line, read_header
+from dndetr.data.images import in_a_line, read_header, suffixes
 
 
 @dataclass
@@ -75,11 +73,6 @@ def walk(folder: Path, problems: list[str]) -> Iterator[Path]:
         folders[:] = [name for name, real in below.items() if real not in seen and not seen.add(real)]
         visible = (Path(path) / name for name in sorted(files) if not name.startswith("."))
         yield from filter(os.path.isfile, visible)
-
-
-def suffixes() -> set[str]:
-    """Those of the formats that Pillow reads here; it writes some more."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def is_picture(file: Path) -> bool:

@@ -184,5 +184,5 @@ def test_data_check_counts_rotations_in_every_image(tmp_path, monkeypatch):
     root = write_thermal(tmp_path, lambda split: numbers(0, 65535))
     for i in range(3):
         photograph().resize((120, 120)).save(root / "train" / f"{i}.png", exif=exif(6 if i else 1))
-    told = [line for line in lines(check_dataset(root)) if "EXIF" in line]
+    told = [line for line in lines(check_dataset(at(root))) if "EXIF" in line]
     assert len(told) == 1 and told[0].startswith("  EXIF rotation in 2 of 4 images, applied: boxes are taken to be of")
