@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train DETR-like detectors with query denoising (DN-DETR), on any data in COCO format.\n\n"
+    help="Train DETR-like detectors with query denoising (DN-DETR), on any data.\n\n"
     "Begin with: [bold]dndetr train[/bold] (a small detector on generated data, in minutes on a CPU)",
 )
 for command in (
