@@ -165,8 +165,17 @@ def explain(error: ValidationError, block: str, cls: type) -> list[tuple[str, st
             options = get_args(get_type_hints(cls)[name])
             found.append((name, f"{block}.{name} must be {' or '.join(options)}, got {got}{guess(item['input'], options)}"))
         else:
-            found.append((name, f"{block}.{name} must be {'a list, each entry ' if element else ''}{what}, got {got}"))
+            problem = f"{block}.{name} must be {'a list, each entry ' if element else ''}{what}, got {got}"
+            quotable = item["type"] == "string_type" and isinstance(item["input"], (int, float))
+            found.append((name, problem + (quoted(f"{block}.{name}", item["input"], element) if quotable else "")))
     return found
+
+
+def quoted(key: str, value: Any, element: list) -> str:
+    """How to write a number, or true and false, that is meant as text: in a shell the quotes need quotes."""
+    text = f'"{show(value)}"'
+    text = f"[{text}]" if element else text
+    return f"; as text: {text}, on the command line '{key}={text}'"
 
 
 def mentions(text: str, wrong: set[str]) -> bool:

@@ -64,12 +64,14 @@ def read_settings(path: Path, name: str, layer: int) -> Found:
 
 
 def parse_override(text: str, place: Place) -> Found:
-    """`key=value` from the command line, where the value is YAML."""
+    """`key=value` from the command line, where the value is YAML; but all of it is the value, and nothing a comment."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         return {}, [Mistake(place, "an override is key=value, for example train.lr=1e-4")]
     try:
         node = compose(value)
+        if value[0 if node is None else node.end_mark.index :].lstrip().startswith("#"):
+            return {key.strip(): Setting(value.strip(), place)}, []
         if isinstance(node, yaml.MappingNode) and node.value:
             check_tag(node)
             return flatten(node, lambda _: place, f"{key.strip()}.")

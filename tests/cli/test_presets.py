@@ -240,7 +240,11 @@ def test_an_unknown_key_is_answered_with_the_nearest(line, expected):
         ("train: {lr: [1]}", "train.lr must be a number, got [1]"),
         ("data: {crop: yes}", "data.crop must be true or false, got 'yes'"),
         ("data: {crop: 1}", "data.crop must be true or false, got 1"),
-        ("data: {root: 2017}", "data.root must be text, got 2017"),
+        ("data: {root: 2017}", 'data.root must be text, got 2017; as text: "2017", on the command line \'data.root="2017"\''),
+        (
+            "task: {classes: [1, 2]}",
+            'task.classes must be a list, each entry text, got 2; as text: ["2"], on the command line \'task.classes=["2"]\'',
+        ),
         ("data: {sizes: 32}", "data.sizes must be a list, got 32"),
         ("data: {sizes: [32, x]}", "data.sizes must be a list, each entry a whole number, got 'x'"),
         ("train: {precision: fp61}", "train.precision must be fp32 or bf16 or fp16, got 'fp61', did you mean fp16?"),
