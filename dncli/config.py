@@ -127,6 +127,7 @@ class EvalConfig:
 
     batch_size: int = 8
     top: int = 300  # detections kept of an image, over queries x classes, as in DN-DETR
+    detections: int = 100  # of a class in an image that are counted at most, COCO's 100; more for crowded images
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # fp32: a checkpoint has one AP, whatever it was trained in
     every: int = 1  # epochs between evaluations; the last epoch is always evaluated
     counter: Literal["pycocotools", "faster_coco_eval"] = "pycocotools"  # the same numbers; the second is several times faster
@@ -134,7 +135,9 @@ class EvalConfig:
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        demand(self, **positive(self, "batch_size", "top", "every"))
+        rules = positive(self, "batch_size", "top", "every")
+        rules["detections"] = (10 < self.detections <= max(self.top, 100), f"above 10 and at most eval.top ({self.top})")
+        demand(self, **rules)
 
 
 @dataclass(frozen=True)

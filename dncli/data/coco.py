@@ -92,6 +92,13 @@ class Split:
         return Objects(self.labels[first:last], self.boxes[first:last])
 
     @property
+    def most_of_a_class(self) -> int:
+        """The most objects of one class in one image, crowds left out."""
+        written = self.written
+        pairs = np.stack((written.image_ids, written.category_ids))[:, ~written.crowds]
+        return int(np.unique(pairs, axis=1, return_counts=True)[1].max(initial=0))
+
+    @property
     def most_objects(self) -> int:
         """The most objects in one image."""
         return max(last - first for first, last in self.spans.values())

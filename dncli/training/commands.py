@@ -23,7 +23,7 @@ from dndetr.training.checkpoint import Checkpoint, load_checkpoint
 from dndetr.training.evaluate import Evaluation, counter_class, evaluate
 from dndetr.training.precision import check_precision
 from dndetr.training.prepare import categories_of, load_detector, load_validation
-from dndetr.training.report import Report, coco_table
+from dndetr.training.report import Report, coco_table, uncounted
 
 OPEN = ("data", "eval", "task.classes", "train.device", "op")  # what an evaluation may change of a checkpoint's settings
 
@@ -93,9 +93,11 @@ def evaluate_command(
         return {}
     report, title = Report(), f"{ckpt}, epoch {checkpoint.epoch}, {images_of(found)} images of {config.data.root}"
     ways = [f"\n  {number}: {name}" for number, name in enumerate(asks, start=1)]
-    report.say(coco_table(title + "".join(ways), *(evaluation.metrics for evaluation in found.values())))
+    most, columns = config.eval.detections, [evaluation.metrics for evaluation in found.values()]
+    report.say(coco_table(title + "".join(ways), *columns, most=most))
     *_, last = found.values()
     content = {"checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.root, "images": images_of(found)}
+    content |= {"detections": most}
     content |= {**last.metrics, "anchor_distance": last.anchor_distance}
     if asks:
         plain, *told = asks
@@ -117,6 +119,8 @@ def measure(checkpoint: Checkpoint, config: Config, source: str | Path, asks: Ma
         check_precision(config, device)
         model = distributed.together(lambda: load_detector(checkpoint, config, source, device))
         validation = distributed.together(lambda: load_validation(config, categories_of(checkpoint)))
+        for line in uncounted(validation.split, config.eval.detections):
+            Report().say(line)
         for name, ask in asks.items():
             found[name] = evaluate(
                 model,
@@ -127,6 +131,7 @@ def measure(checkpoint: Checkpoint, config: Config, source: str | Path, asks: Ma
                 ask=ask,
                 top=config.eval.top,
                 counter=config.eval.counter,
+                most=config.eval.detections,
                 precision=config.eval.precision,
                 device=device,
             )

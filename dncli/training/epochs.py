@@ -27,7 +27,7 @@ from dndetr.training.evaluate import METRICS, Evaluation, evaluate
 from dndetr.training.learner import Learner, NotFinite
 from dndetr.training.pictures import draw_samples
 from dndetr.training.prepare import Data
-from dndetr.training.report import Report, Waiting, ending, epoch_line, memory
+from dndetr.training.report import COUNTED, Report, Waiting, ending, epoch_line, memory
 from dndetr.training.run import Run
 from dndetr.training.signals import Stop, Stopped
 
@@ -111,6 +111,8 @@ class Training:
             record = {"epoch": epoch, "step": learner.step_count, "seconds": 0.0, "lr": lr, **losses}
             record |= {"data_wait": round(begun.wait_share, 4), "skipped": learner.skipped}
             record |= measures(evaluation, self.run, epoch)
+            if self.config.eval.detections != COUNTED:
+                record["detections"] = self.config.eval.detections
             record["seconds"] = round(begun.seconds + time.perf_counter() - start, 3)
             self.keep(record, evaluation)
             self.report.say(epoch_line(record, self.config.train.epochs))
@@ -168,6 +170,7 @@ class Training:
             ask=self.ask,
             top=config.eval.top,
             counter=config.eval.counter,
+            most=config.eval.detections,
             precision=config.eval.precision,
             device=self.learner.device,
         )
@@ -181,7 +184,8 @@ class Training:
 
     def keep(self, record: dict[str, Any], evaluation: Evaluation | None) -> None:
         """Write down one epoch. The checkpoint `last` comes at the very end: what it does not know of, resuming drops."""
-        run, better = self.run, record["ap"] is not None and (self.best is None or record["ap"] > self.best)
+        run = self.run
+        better = record["ap"] is not None and (self.best is None or record["ap"] >= self.best)  # of equals the most trained
         self.best = record["ap"] if better else self.best
         checkpoint = self.checkpoint({})
         with run.writing():

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from dndetr.analysis.instability import Matches
 from dndetr.asking import PLAIN, Ask
 from dndetr.console import UserError
-from dndetr.data.boxes import inside
 from dndetr.data.coco import Split
 from dndetr.models.boxes import cxcywh_to_xyxy
 from dndetr.models.matcher import Matcher
@@ -74,13 +73,14 @@ def evaluate(
     ask: Ask = PLAIN,
     top: int,
     counter: str,
+    most: int,
     precision: str,
     device: torch.device,
 ) -> Evaluation | None:
     """Evaluate on this process's share of the images. The main process counts; the others get None.
 
     `truth` holds the annotations of all images, `category_ids` the category of each class; `ask` says what the detector is
-    told and which objects it has to find; `counter` is eval.counter.
+    told and which objects it has to find; `counter` is eval.counter, `most` eval.detections.
     `precision`, eval.precision, does not follow the training's: in fp32 a checkpoint gives the same numbers everywhere.
     """
     model.eval()
@@ -96,7 +96,7 @@ def evaluate(
     detections = coco_results(findings, category_ids)
     distances = np.concatenate([finding.distances for finding in findings])
     return Evaluation(
-        metrics=coco_metrics(truth, detections, counter),
+        metrics=coco_metrics(truth, detections, counter, most),
         detections=detections,
         matches=matches_of(findings),
         anchor_distance=float(distances.mean()) if len(distances) else None,
@@ -107,9 +107,12 @@ def detect(output: Output, sizes: Sequence[tuple[int, int]], top: int) -> list[D
     """The `top` highest scores over queries x classes of each image, as in Deformable DETR and DN-DETR.
 
     `output` is the matching part, `sizes` the height and width of each image on disk. A query may appear with several
-    classes. Boxes are not clipped to the image. Scores of 0, of queries that do not count, are no detections.
+    classes; of equal scores, which are frequent in half precision, the first query and then the first class is the better
+    (torch.topk would order them by its sizes). Boxes are not clipped to the image. Scores of 0, of queries that do not count,
+    are no detections.
     """
-    scores, index = output.logits[-1].sigmoid().flatten(1).topk(min(top, output.logits[-1, 0].numel()))  # B T
+    scores, index = output.logits[-1].sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
+    scores, index = scores[:, :top], index[:, :top]  # B T
     query, label = index // output.logits.shape[-1], index % output.logits.shape[-1]
     boxes = cxcywh_to_xyxy(output.boxes[-1]).gather(1, query[..., None].expand(-1, -1, 4))  # B T 4
     scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
@@ -179,18 +182,61 @@ def coco_results(findings: Iterable[Finding], category_ids: Sequence[int]) -> li
     return results
 
 
-def coco_metrics(truth: COCO, detections: Iterable[dict[str, Any]], counter: str = "pycocotools") -> dict[str, float | None]:
-    """COCO's 12 numbers; crowd boxes are neither found nor missed."""
+def coco_metrics(
+    truth: COCO, detections: Iterable[dict[str, Any]], counter: str = "pycocotools", most: int = 100
+) -> dict[str, float | None]:
+    """COCO's 12 numbers; crowd boxes are neither found nor missed. `most` is eval.detections, COCO's 100."""
     with no_garbage_collection(), contextlib.redirect_stdout(io.StringIO()):
-        found = [
-            {**detection, "id": i, "area": detection["bbox"][2] * detection["bbox"][3]}
-            for i, detection in enumerate(detections, start=1)
-        ]
-        evaluation = counter_class(counter)(truth, index({**truth.dataset, "annotations": found}), "bbox")
+        evaluation = counter_class(counter)(*renumbered(truth, detections), "bbox")
+        evaluation.params.maxDets = [1, 10, most]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return {name: None if value < 0 else float(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
+    return numbers(evaluation.eval, evaluation.params)
+
+
+def renumbered(truth: COCO, detections: Iterable[dict[str, Any]]) -> tuple[COCO, COCO]:
+    """Both with images and categories from 1 on, in the order of their ids, by which counters break ties.
+
+    As floats, which some counters make of them, ids beyond 2^53 would be one id, and some refuse those below 0.
+    """
+    images = {i: number for number, i in enumerate(sorted(truth.imgs), start=1)}
+    categories = {i: number for number, i in enumerate(sorted(truth.cats), start=1)}
+
+    def renamed(entry: dict[str, Any], **more: Any) -> dict[str, Any]:
+        return {**entry, "image_id": images[entry["image_id"]], "category_id": categories[entry["category_id"]], **more}
+
+    listed = {
+        "images": [{**image, "id": images[i]} for i, image in truth.imgs.items()],
+        "categories": [{**category, "id": categories[i]} for i, category in truth.cats.items()],
+    }
+    found = [
+        renamed(detection, id=i, area=detection["bbox"][2] * detection["bbox"][3])
+        for i, detection in enumerate((d for d in detections if d["category_id"] in categories), start=1)
+    ]
+    objects = [renamed(entry) for entry in truth.dataset["annotations"]]
+    return index({**listed, "annotations": objects}), index({**listed, "annotations": found})
+
+
+def numbers(counted: dict[str, Any], params: Any) -> dict[str, float | None]:
+    """The 12 numbers of what a counter has accumulated, whatever the most detections are; None where nothing was to be found.
+
+    `precision` is (T, R, C, A, M) and `recall` (T, C, A, M) over IoU thresholds, recalls, classes, sizes (all, small, medium,
+    large) and the most detections, -1 where there is no object. pycocotools' own summary knows 100 detections only.
+    """
+    thresholds = np.asarray(params.iouThrs)
+
+    def mean(values: np.ndarray) -> float | None:
+        values = values[values > -1]
+        return float(values.mean()) if values.size else None
+
+    def precision(size: int = 0, iou: float | None = None) -> float | None:
+        chosen = slice(None) if iou is None else np.isclose(thresholds, iou)
+        return mean(counted["precision"][chosen, :, :, size, -1])
+
+    aps = [precision(), precision(iou=0.5), precision(iou=0.75), *(precision(size) for size in (1, 2, 3))]
+    recalls = [mean(counted["recall"][:, :, 0, most]) for most in range(3)]
+    recalls += [mean(counted["recall"][:, :, size, -1]) for size in (1, 2, 3)]
+    return dict(zip(METRICS, aps + recalls, strict=True))
 
 
 def counter_class(counter: str) -> type:
@@ -217,38 +263,26 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def ground_truth(split: Split, found: frozenset[int] | None = None) -> COCO:
-    """pycocotools' view of the split's annotation file, crowds included: of the classes `found`, None = of all.
+    """pycocotools' view of the annotations as they are written, crowds included: of the classes `found`, None = of all.
 
-    Annotations are numbered anew from 1, since pycocotools takes an object of id 0 for none; where an area is missing it
-    is the box's. Boxes are mended as in training: nobody can find what lies outside of an image.
+    Annotations are numbered anew from 1, since pycocotools takes an object of id 0 for none. Boxes are not mended as in
+    training, so that AP is what COCO's own counting says of the same file: what lies outside of an image is missed.
     """
-    annotations = []
-    images = {image.id: image for image in split.images}
-    for image_id, category_id, written, area, crowd in zip(*(column.tolist() for column in split.written), strict=True):
-        image = images[image_id]
-        box = inside(written, image.width, image.height)
-        if box is None:
-            continue
-        annotations.append(
-            {
-                "id": len(annotations) + 1,
-                "image_id": image_id,
-                "category_id": category_id,
-                "bbox": box,
-                "area": area if box is written else min(area, box[2] * box[3]),
-                "iscrowd": int(crowd),
-            }
-        )
     categories = list(zip(split.categories.ids, split.categories.names, strict=True))
     if found is not None:
         categories = [categories[label] for label in sorted(found)]
-        kept = {i for i, _ in categories}
-        annotations = [entry for entry in annotations if entry["category_id"] in kept]
+    kept = {i for i, _ in categories}
+    columns = zip(*(column.tolist() for column in split.written), strict=True)
+    annotations = [
+        {"image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
+        for image, category, box, area, crowd in columns
+        if category in kept
+    ]
     return index(
         {
             "images": [{"id": image.id, "width": image.width, "height": image.height} for image in split.images],
             "categories": [{"id": i, "name": name} for i, name in categories],
-            "annotations": annotations,
+            "annotations": [{"id": i, **entry} for i, entry in enumerate(annotations, start=1)],
         }
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pycocotools.coco import COCO
 
+from dndetr.data.boxes import inside
 from dndetr.data.coco import Categories, Split
 from dndetr.data.images import AS_SHOWN, Reading, read_image
 from dndetr.draw import Mark, draw_marks, side_by_side
@@ -27,7 +28,9 @@ def draw_samples(
             found[detection["image_id"]].append(detection)
     for image in chosen:
         picture = read_image(image.path, (image.width, image.height), reading)
-        objects = [annotation for annotation in truth.imgToAnns[image.id] if not annotation["iscrowd"]]
+        written = [annotation for annotation in truth.imgToAnns[image.id] if not annotation["iscrowd"]]
+        seen = [(annotation, inside(annotation["bbox"], image.width, image.height)) for annotation in written]
+        objects = [{**annotation, "bbox": box} for annotation, box in seen if box is not None]
         sheet = side_by_side(
             [
                 ("ground truth", draw_marks(picture, marks(objects, split.categories))),

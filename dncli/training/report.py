@@ -131,6 +131,7 @@ def plan(
         ("validation images", counts(data.validation.split)),
         *(("" if i else "pictures", line) for i, line in enumerate(data.pictures.lines())),
         ("objects", f"at most {most} an image, {queries} queries" + (MORE_OBJECTS if most > queries else "")),
+        *(("", remark) for remark in uncounted(data.validation.split, config.eval.detections)),
         ("denoising", denoising(config, data.train.most_objects)),
         *operator_row(model, device),
         ("parameters", f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"),
@@ -164,6 +165,20 @@ def model_queries(config: Config) -> int:
     return config.host.queries * max(1, config.host.patterns)
 
 
+COUNTED = 100  # detections of a class in an image that COCO counts
+
+
+def uncounted(split: Split, most: int) -> list[str]:
+    """A line where an image has more objects of a class than are counted, so that no detector has an AP of 1."""
+    objects = split.most_of_a_class
+    if objects <= most:
+        return []
+    return [
+        f"up to {objects} objects of a class in a validation image, of which {most} are counted: AP cannot reach 1; "
+        f"eval.detections={objects} counts all"
+    ]
+
+
 def counts(split: Split) -> str:
     with_objects = sum(last > first for first, last in split.spans.values())
     return f"{with_objects} with objects, {len(split.images) - with_objects} without"
@@ -185,10 +200,11 @@ CROWDED = (
 
 def ending(records: Sequence[dict[str, Any]], out: Path) -> str:
     """The COCO table of the best epoch and the commands to go on with."""
-    best = max((record for record in records if record["ap"] is not None), key=lambda r: r["ap"], default=None)
+    best = max((record for record in records if record["ap"] is not None), key=lambda r: (r["ap"], r["epoch"]), default=None)
     lines = []
     if best is not None:
-        lines.append(coco_table(f"best epoch, {best['epoch']} of {records[-1]['epoch']}: checkpoints/best.pt", best))
+        title = f"best epoch, {best['epoch']} of {records[-1]['epoch']}: checkpoints/best.pt"
+        lines.append(coco_table(title, best, most=best.get("detections", COUNTED)))
     for path, meaning in (("predictions", "pictures"), ("plots", "curves"), ("metrics.csv", "numbers")):
         lines.append(f"{meaning + ':':<10}{out / path}")
     lines += [f"next:     dndetr eval --ckpt {out}", f"          dndetr predict --ckpt {out} IMAGE --out pictures"]
@@ -209,14 +225,17 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     return "  ".join([*parts, f"{record['seconds']:.0f} s"])
 
 
-def coco_table(title: str, *metrics: dict[str, float | None]) -> str:
+def coco_table(title: str, *metrics: dict[str, float | None], most: int = 100) -> str:
     """The 12 numbers of COCO's evaluation, a column for each of `metrics`, counted from 1 where they are several; a dash where
-    there was nothing to count.
+    there was nothing to count. With another number of detections than COCO's 100, eval.detections, the rows say so.
     """
     lines = [title]
+    if most != COUNTED:
+        lines.append(f"  counted: {most} detections of a class in an image (eval.detections); COCO counts {COUNTED}")
     if len(metrics) > 1:
         lines.append(f"  {'':<11}{'  '.join(f'{number:>5}' for number, _ in enumerate(metrics, start=1))}")
     for key, label, meaning in COCO_ROWS:
+        label, meaning = (text.replace(str(COUNTED), str(most)) if key == "ar100" else text for text in (label, meaning))
         values = ["-" if column[key] is None else f"{column[key]:.3f}" for column in metrics]
         lines.append(f"  {label:<11}{'  '.join(f'{value:>5}' for value in values)}  {meaning}".rstrip())
     return "\n".join(lines)

