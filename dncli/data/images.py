@@ -126,12 +126,12 @@ class Header(NamedTuple):
 def read_header(path: str | Path) -> Header:
     """Raises UserError for files that cannot be read."""
     with opened(path) as file:
-        # By Image's own getexif: PNG's unpacks the picture to look for what may stand behind it.
+        kind = kind_of(file)
         return Header(
             stored_size(file),
-            orientation_of(file, Image.Image.getexif),
-            kind_of(file),
-            is_transparent(file, kind_of(file)),
+            orientation_of(file, Image.Image.getexif),  # PNG's own unpacks the picture, for what may stand behind it
+            kind,
+            is_transparent(file, kind),
             getattr(file, "is_animated", False) and file.format != "MPO",  # there it's previews and maps of a camera
         )
 

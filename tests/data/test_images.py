@@ -262,3 +262,12 @@ def test_a_transparent_colour_of_16_bits_is_left_out_of_account(tmp_path, span):
     (tmp_path / "a.png").write_bytes(png16(numbers, key=struct.pack(">HHH", 257, 257, 257)))
     np.testing.assert_array_equal(grey(tmp_path / "a.png", range=span), STEPS)
     assert not read_header(tmp_path / "a.png").alpha
+
+
+def test_grey_that_is_multiplied_by_its_alpha_is_read(tmp_path):
+    path = saved(tmp_path, Image.merge("LA", [Image.new("L", (4, 4), 60), Image.new("L", (4, 4), 120)]), "a.tif")
+    extra = struct.pack("<HHIH", 338, 3, 1, 2)  # the tag that says what the second channel is
+    path.write_bytes(path.read_bytes().replace(extra, struct.pack("<HHIH", 338, 3, 1, 1)))
+    assert Image.open(path).mode == "La"
+    assert abs(int(grey(path, alpha="drop")[0, 0]) - 60 * 255 // 120) <= 1
+    assert abs(int(grey(path)[0, 0]) - (60 + 255 - 120)) <= 1
