@@ -202,13 +202,6 @@ def tiff_turned_by_exif(files):
 
 
 @sound(picture=True)
-def tiff_whose_boxes_are_of_the_picture_before_its_exif_rotation(files):
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    files.draw(halves(), "1.tif", HALVES, exif=exif)
-
-
-@sound(picture=True)
 def jpeg_with_a_broken_exif_block(files):
     files.draw(halves(), "1.jpg", HALVES, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01", quality=95, subsampling=0)
 
