@@ -29,11 +29,10 @@ LARGEST = 2**30  # pixels that are unpacked at most, some 4 GB
 PACKED = 500  # pixels a byte of a large file; photographs have up to some 20
 Image.MAX_IMAGE_PIXELS = None  # `check_pixels` takes the place of Pillow's check, which knows no size of files
 
-
 ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")  # modes
 SIXTEEN, INTEGERS, FLOATS, COLOUR = "16-bit", "integers", "floats", "16-bit colour"
 GREY = {**dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), SIXTEEN), "I": INTEGERS, "F": FLOATS}  # by mode
-NATIVE, FOREIGN = ("L", "B") if sys.byteorder == "little" else ("B", "L")
+FOREIGN = "B" if sys.byteorder == "little" else "L"
 OTHER_BYTE = {
     f"{mode};16{order}": f"{mode};16{other}"
     for mode in ("RGB", "RGBA", "RGBX")
@@ -128,12 +127,12 @@ class Header(NamedTuple):
 def read_header(path: str | Place) -> Header:
     """Raises UserError for files that cannot be read."""
     with opened(path) as file:
-        # By Image's own getexif: PNG's unpacks the picture to look for what may stand behind it.
+        kind = kind_of(file)
         return Header(
             stored_size(file),
-            orientation_of(file, Image.Image.getexif),
-            kind_of(file),
-            file.mode in ALPHA or "transparency" in file.info,
+            orientation_of(file, Image.Image.getexif),  # PNG's own unpacks the picture, for what may stand behind it
+            kind,
+            is_transparent(file, kind),
             getattr(file, "is_animated", False) and file.format != "MPO",  # there it's previews and maps of a camera
         )
 
@@ -258,11 +257,16 @@ def as_rgb(path: str | Place, file: Image.Image, kind: str | None, reading: Read
         values = np.nan_to_num(np.asarray(file, dtype=np.float64))
         peak = values.max(initial=0.0)
         picture = scaled(values, 0, next((top for top in (1, 255) if peak <= top), 65535))
-    if picture.mode in ALPHA or "transparency" in picture.info:
+    if is_transparent(picture, kind):
         picture = with_alpha(picture)
         if reading.alpha == "white":
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
+
+
+def is_transparent(picture: Image.Image, kind: str | None) -> bool:
+    """Whether it may be: by an alpha channel, or by a colour that stands for transparency, unless that is of 16 bits."""
+    return picture.mode in ALPHA or (kind is None and "transparency" in picture.info)
 
 
 def with_alpha(picture: Image.Image) -> Image.Image:
@@ -286,7 +290,7 @@ def lower_bytes(path: str | Place) -> np.ndarray:
     """(H, W, 3 or 4): of the two bytes of each number the one that Pillow leaves out, had by calling the order of bytes the
     other one.
     """
-    with pillow(path) as file:
+    with opened(path) as file:
         file.tile = [tile._replace(args=with_rawmode(tile.args, OTHER_BYTE[rawmode(tile)])) for tile in file.tile]
         return np.asarray(file)
 

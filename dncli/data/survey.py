@@ -116,7 +116,7 @@ def glance(path: Place, size: tuple[int, int], header: Header, picture: Image.Im
     fitting = fits_as_stored(header.stored, header.orientation, size)
     if picture is None:
         return Glance(header, fitting)
-    share, hidden = read_hidden(path) if header.alpha else (0.0, 0)
+    share, hidden = (header.alpha and attempt(read_hidden, path)) or (0, 0)
     return Glance(header, fitting, levels(picture), share >= HIDDEN and hidden >= FEW if header.alpha else None)
 
 

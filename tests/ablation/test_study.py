@@ -63,6 +63,14 @@ def test_runs_with_other_settings_are_refused_with_all_differences(trials):
     )
 
 
+def test_a_range_that_a_run_has_found_in_its_images_is_no_other_setting(trials):
+    for trial in trials("data.range=0,4095"):
+        fake(trial, [0.1])
+    check_folders(trials())
+    with pytest.raises(UserError, match="data.range: '0,4095' there, '0,255' now"):
+        check_folders(trials("data.range=0,255"))
+
+
 def test_a_folder_that_holds_something_else_is_refused(trials):
     first, _ = trials()
     first.folder.mkdir(parents=True)

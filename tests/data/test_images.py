@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from dndetr.console import UserError
-from dndetr.data.images import Reading, SizeError, read_image, read_numbers
+from dndetr.data.images import Reading, SizeError, read_header, read_image, read_numbers
 
 
 def saved(folder, picture, name, **options):
@@ -147,12 +147,13 @@ def grey(path, **reading) -> np.ndarray:
     return shown[..., 0]
 
 
-def tiff16(values: np.ndarray, order: str, samples: int = 1) -> bytes:
-    """An uncompressed TIFF of 16 bits in that order of bytes, of one grey channel or of several that lie side by side."""
+def tiff16(values: np.ndarray, order: str, samples: int = 1, packed: bool = False) -> bytes:
+    """A TIFF of 16 bits in that order of bytes, of one grey channel or of several that lie side by side."""
     height, width = values.shape[:2]
     pixels = values.astype(f"{order}u2").tobytes()
-    entries = [(256, width), (257, height), (258, 16), (259, 1), (262, 1 if samples == 1 else 2), (273, 0), (277, samples)]
-    entries += [(278, height), (279, len(pixels))]
+    pixels = zlib.compress(pixels) if packed else pixels
+    entries = [(256, width), (257, height), (258, 16), (259, 8 if packed else 1), (262, 1 if samples == 1 else 2)]
+    entries += [(273, 0), (277, samples), (278, height), (279, len(pixels))]
     behind = 8 + 2 + 12 * len(entries) + 4  # where the values lie that an entry has no room for
     bits = struct.pack(f"{order}{samples}H", *[16] * samples)
     found = {273: behind + len(bits)}
@@ -165,12 +166,13 @@ def tiff16(values: np.ndarray, order: str, samples: int = 1) -> bytes:
     return data + struct.pack(f"{order}I", 0) + bits + pixels
 
 
-def png16(values: np.ndarray) -> bytes:
-    """A PNG of 16 bits in 3 or 4 channels, which Pillow writes none of."""
+def png16(values: np.ndarray, key: bytes | None = None) -> bytes:
+    """A PNG of 16 bits in 3 or 4 channels, which Pillow writes none of; `key` is the colour that means transparent."""
     height, width, channels = values.shape
     header = struct.pack(">IIBBBBB", width, height, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    transparent = [(b"tRNS", key)] if key else []
+    chunks = [(b"IHDR", header), *transparent, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
@@ -213,13 +215,13 @@ def test_numbers_that_gdal_calls_none_are_black(tmp_path):
     assert sorted(read_numbers(path)) == [0, 10]
 
 
-@pytest.mark.parametrize("name", ["rgb.png", "rgba.png", "little.tif", "big.tif"])
+@pytest.mark.parametrize("name", ["rgb.png", "rgba.png", "little.tif", "big.tif", "little-packed.tif", "big-packed.tif"])
 def test_colours_of_16_bits_are_seen_over_their_range(tmp_path, name):
     """Pillow hands out the upper byte, which of 12 bits is 0 to 15."""
     seen = np.stack([STEPS, STEPS[::-1], STEPS.T], -1)
     numbers = np.dstack([seen * 16 + 3, np.full((16, 16), 65535)])[..., : 4 if name == "rgba.png" else 3]
-    orders = {"little.tif": "<", "big.tif": ">"}
-    data = tiff16(numbers, orders[name], samples=3) if name in orders else png16(numbers)
+    order = "<" if name.startswith("little") else ">"
+    data = png16(numbers) if name.endswith(".png") else tiff16(numbers, order, samples=3, packed="packed" in name)
     (tmp_path / name).write_bytes(data)
     shown = read_image(tmp_path / name, reading=Reading(range=(3, 255 * 16 + 3)))
     np.testing.assert_array_equal(np.asarray(shown), seen)
@@ -252,3 +254,20 @@ def test_a_near_infrared_channel_in_the_place_of_alpha_can_be_left_out(tmp_path)
     path = saved(tmp_path, Image.fromarray(colours), "a.tif")
     np.testing.assert_array_equal(grey(path, alpha="drop"), STEPS)
     assert grey(path)[15].min() > 238  # by the "alpha" of the last row nearly nothing is to be seen
+
+
+@pytest.mark.parametrize("span", [None, (0, 65535)])
+def test_a_transparent_colour_of_16_bits_is_left_out_of_account(tmp_path, span):
+    numbers = np.dstack([STEPS] * 3) * 257
+    (tmp_path / "a.png").write_bytes(png16(numbers, key=struct.pack(">HHH", 257, 257, 257)))
+    np.testing.assert_array_equal(grey(tmp_path / "a.png", range=span), STEPS)
+    assert not read_header(tmp_path / "a.png").alpha
+
+
+def test_grey_that_is_multiplied_by_its_alpha_is_read(tmp_path):
+    path = saved(tmp_path, Image.merge("LA", [Image.new("L", (4, 4), 60), Image.new("L", (4, 4), 120)]), "a.tif")
+    extra = struct.pack("<HHIH", 338, 3, 1, 2)  # the tag that says what the second channel is
+    path.write_bytes(path.read_bytes().replace(extra, struct.pack("<HHIH", 338, 3, 1, 1)))
+    assert Image.open(path).mode == "La"
+    assert abs(int(grey(path, alpha="drop")[0, 0]) - 60 * 255 // 120) <= 1
+    assert abs(int(grey(path)[0, 0]) - (60 + 255 - 120)) <= 1

@@ -4,11 +4,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dndetr.config import EvalConfig
 from dndetr.data.coco import load_split
+from dndetr.fonts import best_font
 from dndetr.models import native
 from dndetr.models.hosts.dab_detr import DabDetrConfig
 from dndetr.training.evaluate import METRICS
@@ -234,3 +237,30 @@ def test_waiting_counts_only_the_time_of_the_source():
     for _ in waiting:
         time.sleep(0.2)
     assert 0.1 <= waiting.seconds < 0.4
+
+
+def test_the_header_tells_of_pictures_and_names_that_may_not_be_seen_as_people_see_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", list)
+    best_font.cache_clear()
+    root = write_dataset(tmp_path)
+    for file in (root / "annotations").iterdir():
+        file.write_text(file.read_text().replace('"blue"', '"猫"'))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(root / "train" / "0.png").save(root / "train" / "0.png", exif=exif)
+    Image.fromarray(np.full((32, 40), 7, np.uint16)).save(root / "train" / "1.png")
+    config = tiny_config(root)
+    data = load_data(config)
+    model = build_model(config, data.categories, CPU)
+    lines = plan(config, data, model, "random", CPU, Path("runs/x")).splitlines()
+    best_font.cache_clear()
+    assert lines[4:6] == [
+        "  classes            3: red, green, 猫",
+        f"{'':21}" + r"no font here has 猫: such characters are drawn as escapes (\u732b); "
+        "install a font for them, for instance Noto Sans CJK",
+    ]
+    pictures = [line[21:] for line in lines if line.startswith(("  pictures ", " " * 21))][1:]
+    assert lines[8].startswith("  pictures           EXIF rotation in 1 of 10 images, applied: boxes are taken to be of")
+    assert pictures[1].startswith("not of 8 bits (16-bit): 1 of 10 images; integers are seen from 0 to 65535, floats")
+    assert pictures[2].startswith("WARNING: the detector sees fewer than 16 grey levels in 1 of 1 images looked at;")
+    assert len(pictures) == 3

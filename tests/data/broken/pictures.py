@@ -195,6 +195,13 @@ def jpeg_turned_by_exif(files):
 
 
 @sound(picture=True)
+def tiff_turned_by_exif(files):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files.draw(halves().transpose(Image.Transpose.ROTATE_90), "1.tif", HALVES, exif=exif)
+
+
+@sound(picture=True)
 def jpeg_with_a_broken_exif_block(files):
     files.draw(halves(), "1.jpg", HALVES, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01", quality=95, subsampling=0)
 
