@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from compare import Contest, Functions, Row, main
 from torch import Tensor
-from transformers.models.hosts.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 from dndetr.models import native
 from dndetr.models.deformable import ms_deform_attn

@@ -30,6 +30,7 @@ Choice = Literal["auto", "native", "torch"]  # native: nothing else will do; tor
 CHOICES = get_args(Choice)
 SOURCES = Path(csrc.__file__).resolve().parent
 FILES = {"cpu": ("operator.cpp", "cpu.cpp"), "cuda": ("cuda.cu",)}
+SUFFIXES = (".h", ".cpp", ".cu")  # of sources: Python keeps its bytecode beside them
 SECONDS = {"cpu": 10, "cuda": 45}  # what a build takes, roughly
 
 WHOLE = b"dndetr: whole"  # ends every library that was written to its end; loaders do not mind
@@ -213,7 +214,7 @@ def digest(device: str) -> str:
     else:
         parts.append(processor())
     whole = hashlib.sha256("\0".join(parts).encode())
-    for path in sorted(SOURCES.iterdir()):
+    for path in sorted(path for path in SOURCES.iterdir() if path.suffix in SUFFIXES):
         whole.update(path.name.encode() + path.read_bytes())
     return whole.hexdigest()[:16]
 

@@ -1,6 +1,7 @@
 """Who may import whom: the layers of the repository, read from its source without running it."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,14 @@ def test_every_host_is_a_file_of_its_own():
 def test_these_packages_hold_a_docstring_only(package):
     (only,) = ast.parse((ROOT / package / "__init__.py").read_text()).body
     assert isinstance(only.value.value, str)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_imports_what_there_is(path, monkeypatch):
+    monkeypatch.syspath_prepend(path.parent)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert importlib.util.find_spec(node.module), node.module
 
 
 def test_the_command_line_does_not_load_torch():

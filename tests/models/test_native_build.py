@@ -111,6 +111,15 @@ def test_the_folder_is_the_users_cache_unless_another_is_named(monkeypatch, tmp_
     assert native.folder("cpu").parent == cache_folder()
 
 
+def test_bytecode_beside_the_sources_is_no_part_of_the_library(monkeypatch, tmp_path):
+    sources = shutil.copytree(native.SOURCES, tmp_path / "csrc")
+    expected = native.digest("cpu")
+    (sources / "__pycache__").mkdir(exist_ok=True)
+    (sources / "__init__.py").write_text("# another module")
+    monkeypatch.setattr(native, "SOURCES", sources)
+    assert native.digest("cpu") == expected
+
+
 def test_the_library_is_one_of_its_flags_sources_and_compiler(monkeypatch, tmp_path):
     digests = [native.digest("cpu")]
     assert native.digest("cpu") == digests[0]
