@@ -310,8 +310,8 @@ def test_rules_of_a_host():
         "override 'host.patterns=3': host.patterns must be 0 unless decoder is dense, then 0 or more, got 3"
     ]
     assert mistakes(DEFORM, "host.decoder=dense", "host.decoder_points=3") == [
-        "override 'host.decoder_points=3': host.decoder_points must be null unless decoder is deformable, then null or above 0, "
-        "got 3"
+        "override 'host.decoder_points=3': host.decoder_points must be null unless decoder is deformable, then null or above "
+        "0, got 3"
     ]
 
 
