@@ -155,6 +155,7 @@ class Fixture:
         sizes |= dict(levels=c["num_feature_levels"], points=c["enc_n_points"])
         if "encoder_only" in c["model"]:
             return DeformableDetrConfig(decoder="dense", patterns=c["num_patterns"], activation="prelu", **sizes)
+        sizes |= dict(decoder_points=c["dec_n_points"])
         if c["model"].startswith("dn_"):
             return DeformableDetrConfig(**sizes)
         return DeformableDetrConfig(query="point", refine=c["with_box_refine"], **sizes)

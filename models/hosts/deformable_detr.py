@@ -38,7 +38,8 @@ class DeformableDetrConfig:
     patterns: int = 0  # dense decoder only
     anchors: Literal["random", "grid"] = "random"
     levels: int = 4
-    points: int = 4
+    points: int = 4  # that a query samples in each level and head: in the encoder and, unless they have their own, the decoder
+    decoder_points: int | None = None  # in the decoder, null = `points`; deformable decoder only
     hidden: int = 256
     heads: int = 8
     ffn: int = 1024
@@ -57,6 +58,10 @@ class DeformableDetrConfig:
             query=(not (points and dense), "box with decoder: dense"),
             refine=(self.refine or points, "true unless query is point"),
             patterns=(self.patterns == 0 or (dense and self.patterns > 0), "0 unless decoder is dense, then 0 or more"),
+            decoder_points=(
+                self.decoder_points is None or (not dense and self.decoder_points > 0),
+                "null unless decoder is deformable, then null or above 0",
+            ),
             **positive(self, "levels", "points"),
             **transformer_sizes(self),
         )
@@ -72,15 +77,16 @@ class DeformableDetr(nn.Module):
         width, layers = config.hidden, config.decoder_layers
         activation = {"relu": nn.ReLU, "prelu": nn.PReLU}[config.activation]
         sizes = dict(width=width, heads=config.heads, ffn=config.ffn, dropout=config.dropout, activation=activation)
-        sampling = dict(levels=config.levels, points=config.points)
         self.dense, self.points = config.decoder == "dense", config.query == "point"
         self.neck = Neck(backbone.channels, width, config.levels)
-        self.encoder = DeformableEncoder(layers=config.encoder_layers, **sizes, **sampling)
+        self.encoder = DeformableEncoder(layers=config.encoder_layers, levels=config.levels, points=config.points, **sizes)
         if self.dense:
             self.decoder = ConditionalDecoder(layers=layers, levels=config.levels, **sizes)
         else:
             locate = PointPosition(width) if self.points else AnchorPosition(width, layers)
-            self.decoder = DeformableDecoder(layers=layers, refine=config.refine, locate=locate, **sizes, **sampling)
+            points = config.points if config.decoder_points is None else config.decoder_points
+            sizes |= dict(levels=config.levels, points=points)
+            self.decoder = DeformableDecoder(layers=layers, refine=config.refine, locate=locate, **sizes)
         init_xavier(self)
         for module in self.modules():
             if isinstance(module, DeformableAttention):

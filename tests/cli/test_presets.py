@@ -313,6 +313,10 @@ def test_rules_of_a_host():
     assert mistakes(DEFORM + "\n", "host.patterns=3") == [
         "override 'host.patterns=3': host.patterns must be 0 unless decoder is dense, then 0 or more, got 3"
     ]
+    assert mistakes(DEFORM, "host.decoder=dense", "host.decoder_points=3") == [
+        "override 'host.decoder_points=3': host.decoder_points must be null unless decoder is deformable, then null or above "
+        "0, got 3"
+    ]
 
 
 def test_a_rule_about_a_value_of_the_wrong_type_says_nothing():
@@ -430,6 +434,12 @@ def test_a_tree_is_the_settings_again():
     assert tree["noise"] is None
     assert yaml.safe_load(yaml.safe_dump(tree)) == tree
     assert from_tree(tree) == config
+
+
+def test_a_tree_from_before_a_setting_was_there_has_its_default():
+    tree = to_tree(load(DEFORM).config)
+    del tree["host"]["decoder_points"]
+    assert from_tree(tree).host.decoder_points is None
 
 
 def test_mistakes_in_a_tree_begin_with_its_origin():

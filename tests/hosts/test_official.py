@@ -22,10 +22,10 @@ DENOISING = [
 PLAIN = ["deformable_detr", "deformable_detr_single_scale", "deformable_detr_box_refine"]
 
 
-def close(actual, expected, what=""):
-    """To 1e-4 of the largest number, or better."""
+def close(actual, expected, what="", floor=0.0):
+    """To 1e-4 of the largest number, or better, and never closer than `floor`."""
     scale = max(1e-3, float(expected.abs().max())) if expected.numel() else 1.0
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * scale, msg=lambda m: f"{what}: {m}")
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=max(1e-5 * scale, floor), msg=lambda m: f"{what}: {m}")
 
 
 def as_if_unpadded(projection: Projection, feature: Feature) -> Feature:
@@ -129,9 +129,13 @@ def check_gradients(model, step, fixture):
     """The norm of every parameter's gradient, and the whole gradient where the reference stored it."""
     ours = {name: p.grad for name, p in model.named_parameters()}
     stored = {k.removeprefix("grad."): v for k, v in step.expected.items() if k.startswith("grad.")}
-    for name, gradient in translate(stored, fixture.dense).items():
+    stored = translate(stored, fixture.dense)
+    # A gradient is a sum over queries and pixels. Where large terms cancel, what is left is no more exact than they were:
+    # some roundings of float32 (2^-23) of a number as large as the largest gradient.
+    floor = 16 * torch.finfo(torch.float32).eps * max(float(gradient.abs().max()) for gradient in stored.values())
+    for name, gradient in stored.items():
         if not (model.heads.shared and name.startswith(("heads.cls.1", "heads.cls.2"))):
-            close(ours[name], gradient, f"gradient of {name}")
+            close(ours[name], gradient, f"gradient of {name}", floor)
     norms = {k: torch.tensor(v or 0.0) for k, v in step.grad_norms.items() if "in_proj" not in k and k != "query_embed.weight"}
     compared = 0
     for name, norm in translate(norms, fixture.dense).items():
@@ -147,13 +151,15 @@ def check_gradients(model, step, fixture):
 def test_hidden_slots_change_only_the_denoising_part_of_images_that_have_them(name):
     """Where we differ on purpose: images with fewer objects than the largest have empty slots, which we hide."""
     fixture = Fixture(name)
-    step = fixture.scenario("train")  # 3 and 5 objects: image 0 has empty slots, image 1 has none
+    step = fixture.scenario("train")
+    few, full = sorted(range(2), key=lambda b: len(step.targets[b].labels))
+    assert len(step.targets[few].labels) < len(step.targets[full].labels)  # so the first one has empty slots
     output = fixture.model(fixture.images, Known(fixture.noised(step)))
     denoising, matching = output.split()
     close(matching.logits, step.expected["pred_logits"], "logits")
     close(matching.boxes, step.expected["pred_boxes"], "boxes")
-    close(denoising.logits[:, 1], step.expected["dn_logits"][:, 1], "denoising logits of the full image")
-    close(denoising.boxes[:, 1], step.expected["dn_boxes"][:, 1], "denoising boxes of the full image")
-    real = fixture.noised(step).valid[0]
-    theirs = step.expected["dn_logits"][:, 0, real]
-    assert (denoising.logits[:, 0, real] - theirs).abs().max() > 1e-3 * theirs.abs().max()
+    close(denoising.logits[:, full], step.expected["dn_logits"][:, full], "denoising logits of the full image")
+    close(denoising.boxes[:, full], step.expected["dn_boxes"][:, full], "denoising boxes of the full image")
+    real = fixture.noised(step).valid[few]
+    theirs = step.expected["dn_logits"][:, few, real]
+    assert (denoising.logits[:, few, real] - theirs).abs().max() > 1e-3 * theirs.abs().max()

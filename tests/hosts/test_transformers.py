@@ -143,10 +143,13 @@ def test_dab_detr():
     check(*run(theirs, DabDetr, DabDetrConfig(**OURS), DAB, widths=1))
 
 
-@pytest.mark.parametrize("refine", [False, True])
-def test_deformable_detr(refine):
+@pytest.mark.parametrize(("refine", "points"), [(False, {}), (True, {}), (True, {"encoder": 2, "decoder": 3})])
+def test_deformable_detr(refine, points):
+    """Also where encoder and decoder sample different numbers of points."""
     backbone = {**RESNET, "out_features": ["stage2", "stage3", "stage4"]}
     config = transformers.DeformableDetrConfig(d_model=32, backbone_config=backbone, with_box_refine=refine, **SIZES)
+    config.update({f"{part}_n_points": count for part, count in points.items()})
     theirs = shaken(transformers.DeformableDetrForObjectDetection(config))
-    ours = DeformableDetrConfig(query="point", refine=refine, **OURS)
+    sampled = {"points": points.get("encoder", 4), "decoder_points": points.get("decoder")}
+    ours = DeformableDetrConfig(query="point", refine=refine, **OURS, **sampled)
     check(*run(theirs, DeformableDetr, ours, DEFORMABLE, widths=3))
