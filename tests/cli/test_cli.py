@@ -35,6 +35,7 @@ COMMANDS = [
     "data",
     "data shapes",
     "data check",
+    "data convert",
     "labels",
     "labels embed",
     "labels classify",
@@ -105,9 +106,10 @@ def test_help_has_a_short_form(command, main):
         ("labels", "embed classify"),
         ("labels embed", "NAME --out --data"),
         ("labels classify", "KEY=VALUE --ckpt --out --epochs --seed"),
-        ("data", "shapes check"),
+        ("data", "shapes check convert"),
         ("data shapes", "--out --train --val --size --seed"),
         ("data check", "ROOT --queries"),
+        ("data convert", "SRC KEY=VALUE --to"),
     ],
 )
 def test_help_names_every_option(command, options, main):
