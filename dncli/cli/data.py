@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dndetr.cli.options import DEFAULT_PRESET, Overrides
+from dndetr.cli.options import DEFAULT_PRESET, Overrides, preset_names
 from dndetr.console import say
 
 if TYPE_CHECKING:
@@ -80,6 +80,27 @@ def convert(
     config = settings_for(root, overrides)
     dataset = find_dataset(config.data, config.train.seed)
     say("\n".join(convert(dataset, to, track=lambda images: Report().track(images, "copying images"))))
+
+
+@app.command()
+def stats(
+    root: Root = "shapes",
+    overrides: Overrides = None,
+    preset: Annotated[
+        str,
+        typer.Option(metavar="PRESET", help="Name or YAML file: whose settings are looked at.", autocompletion=preset_names),
+    ] = DEFAULT_PRESET,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it, too.", show_default=False)] = None,
+) -> None:
+    """Measure a dataset to choose settings by: objects an image, sizes, forms, classes, and what the detector will see.
+
+    Example: [bold]dndetr data stats COCO --preset dn-deform-lite data.eval_size=320 --out coco.png[/bold]
+    """
+    from dndetr.data.layouts import find_dataset
+    from dndetr.data.stats import stats
+
+    config = settings_for(root, overrides, preset)
+    stats(find_dataset(config.data, config.train.seed), config, preset, out)
 
 
 def settings_for(root: str, overrides: list[str] | None, preset: str = DEFAULT_PRESET) -> Config:
