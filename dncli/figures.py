@@ -5,17 +5,27 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 from dndetr.files import replace_bytes
 
 
-def panels(count: int, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """Axes side by side in a new figure, each of so many inches."""
-    figure = Figure(figsize=(width * count, height), layout="constrained")
-    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+def panels(count: int, width: float = 6.4, height: float = 4.0, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Axes side by side in a new figure, or in so many rows that `count` fills; each of so many inches."""
+    figure = Figure(figsize=(width * count / rows, height * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, count // rows, squeeze=False).flat)
+
+
+def distribution(axes: Axes, values: ArrayLike, edges: ArrayLike, color: str, label: str) -> None:
+    """Which share of the values lies between which edges."""
+    share = np.full(len(values), 1 / max(len(values), 1))
+    axes.hist(values, edges, weights=share, color=to_rgba(color, 0.25), histtype="stepfilled", label=label)
+    axes.hist(values, edges, weights=share, color=color, histtype="step")
 
 
 def finish(axes: Axes, title: str, xlabel: str, ylabel: str, *, epochs: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,24 @@ def writable(path: str | Path, remedy: str = "") -> Iterator[None]:
     except OSError as error:
         problem = f"{path}: cannot be written: {error.strerror or error}"
         raise UserError(f"{problem}; {remedy}" if remedy else problem) from error
+
+
+@contextmanager
+def new_folder(out: Path, remedy: str = "") -> Iterator[Path]:
+    """A draft to fill, which becomes the folder `out` at the end of the block; an error in the block leaves nothing.
+
+    Raises UserError where `out` holds something already or cannot be written.
+    """
+    if os.path.lexists(out) and (not os.path.isdir(out) or os.listdir(out)):
+        raise UserError(f"{out}: is not an empty folder; remove it or choose another place")
+    draft = out.parent / f".{out.name}-{secrets.token_hex(4)}"
+    try:
+        with writable(out, remedy):
+            draft.mkdir(parents=True)
+            yield draft
+            draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
-from matplotlib.colors import Normalize, to_rgba
+from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +20,7 @@ from dndetr.analysis.runs import answers, open_runs
 from dndetr.console import UserError
 from dndetr.data.coco import ImageRecord, Split
 from dndetr.data.images import Reading, read_image, reading_of
-from dndetr.figures import finish, panels, save_figure
+from dndetr.figures import distribution, finish, panels, save_figure
 from dndetr.models.matcher import Matcher
 from dndetr.models.structures import Output, Target
 from dndetr.training.checkpoint import find_checkpoint, load_checkpoint
@@ -165,10 +165,7 @@ def draw_distances(every: Sequence[Reach], path: Path) -> None:
     figure, axes = panels(2 if any(each.curve for each in every) else 1)
     edges = np.linspace(0, max(each.distances.max() for each in every), BINS + 1)
     for i, each in enumerate(every):
-        share = np.full(len(each.distances), 1 / len(each.distances))
-        label = f"{each.name}, epoch {each.epoch}"
-        axes[0].hist(each.distances, edges, weights=share, color=to_rgba(f"C{i}", 0.25), histtype="stepfilled", label=label)
-        axes[0].hist(each.distances, edges, weights=share, color=f"C{i}", histtype="step")
+        distribution(axes[0], each.distances, edges, f"C{i}", f"{each.name}, epoch {each.epoch}")
         axes[0].axvline(each.distances.mean(), color=f"C{i}", linestyle="--")
         if each.curve:
             axes[1].plot(*zip(*each.curve, strict=True), marker="o", markersize=3, color=f"C{i}", label=each.name)

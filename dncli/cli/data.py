@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dndetr.cli.options import DEFAULT_PRESET, Overrides
+from dndetr.cli.options import DEFAULT_PRESET, Overrides, preset_names
 from dndetr.console import say
 
 if TYPE_CHECKING:
@@ -64,13 +65,58 @@ def check(
         raise typer.Exit(EXIT_DEFECTS)
 
 
-def settings_for(root: str, overrides: list[str] | None) -> Config:
+@app.command()
+def convert(
+    root: Annotated[str, typer.Argument(metavar="SRC", help="Folder or .zip of the dataset, or shapes.", show_default=False)],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write any dataset that is understood in COCO 2017's layout: images byte for byte, boxes as they are, no masks.
+
+    Example: [bold]dndetr data convert export.zip --to mine data.holdout=0.1[/bold]
+    """
+    from dndetr.data.convert import convert
+    from dndetr.data.layouts import find_dataset
+    from dndetr.training.report import Report
+
+    config = settings_for(root, overrides)
+    dataset = find_dataset(config.data, config.train.seed)
+    say("\n".join(convert(dataset, to, track=lambda images: Report().track(images, "copying images"))))
+
+
+@app.command()
+def stats(
+    root: Root = "shapes",
+    overrides: Overrides = None,
+    preset: Annotated[
+        str,
+        typer.Option(metavar="PRESET", help="Name or YAML file: whose settings are looked at.", autocompletion=preset_names),
+    ] = DEFAULT_PRESET,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it, too.", show_default=False)] = None,
+) -> None:
+    """Measure a dataset to choose settings by: objects an image, sizes, forms, classes, and what the detector will see.
+
+    Example: [bold]dndetr data stats COCO --preset dn-deform-lite data.eval_size=320 --out coco.png[/bold]
+    """
+    from dndetr.data.layouts import find_dataset
+    from dndetr.data.stats import stats
+
+    config = settings_for(root, overrides, preset)
+    stats(find_dataset(config.data, config.train.seed), config, preset, out)
+
+
+def settings_for(root: str, overrides: list[str] | None, preset: str = DEFAULT_PRESET) -> Config:
     """The settings of a preset with this dataset; a first argument that is a setting names no folder."""
     from dataclasses import replace
 
     from dndetr.resolve import load_preset
 
-    if root.startswith("data.") and "=" in root:
-        return load_preset(DEFAULT_PRESET, [root, *(overrides or [])]).config
-    config = load_preset(DEFAULT_PRESET, overrides or []).config
+    if is_setting(root):
+        return load_preset(preset, [root, *(overrides or [])]).config
+    config = load_preset(preset, overrides or []).config
     return replace(config, data=replace(config.data, root=root))
+
+
+def is_setting(argument: str) -> bool:
+    """Whether an argument is KEY=VALUE, and not the name of something that is there."""
+    return "=" in argument and not os.path.exists(argument)

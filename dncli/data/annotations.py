@@ -67,6 +67,7 @@ class Object:
     crowd: bool
     area: float | None = None  # of its mask, in pixels; None where the file has none
     ignore: bool = False  # an object that nobody is to be taught: "ignore" in some COCO files, "difficult" in Pascal VOC
+    mask: bool = False  # whether the file has an outline of it, which nothing here uses
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Annotations:
     file: Place  # the annotation file, or what stands for all of them
     store: Store | None = None  # that holds the images
     exif: str = "apply"  # data.exif, by which a picture has its size where the annotations do not tell it
+    folder: str = ""  # in it, where the images should be
     images: dict[int, Image] = field(default_factory=dict)
     categories: dict[int, str] = field(default_factory=dict)
     objects: list[Object] = field(default_factory=list)
@@ -150,8 +152,8 @@ def add_object(found: Annotations, entry: dict[str, Any], place: str) -> None:
         check_box(found, image, box, place, about)
         check_mask(found, image, entry, place, about)
         category, crowd = entry["category_id"], bool(entry.get("iscrowd", 0))
-        ignored = entry.get("ignore") in (1, True)
-        found.objects.append(Object(entry["id"], image.id, category, box, crowd, entry.get("area"), ignored))
+        ignored, mask = entry.get("ignore") in (1, True), bool(entry.get("segmentation"))
+        found.objects.append(Object(entry["id"], image.id, category, box, crowd, entry.get("area"), ignored, mask))
 
 
 EXAMINE = {"images": add_image, "categories": add_category, "annotations": add_object}

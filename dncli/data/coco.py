@@ -29,6 +29,11 @@ class Categories:
     ids: tuple[int, ...]
     names: tuple[str, ...]
 
+    @classmethod
+    def of(cls, found: Annotations) -> Categories:
+        ids = sorted(found.categories)
+        return cls(tuple(ids), tuple(found.categories[i] for i in ids))
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -116,8 +121,7 @@ def load_split(dataset: Dataset, split: str, categories: Categories | None = Non
     if lack := lacking(found, split):
         raise UserError(f"{found.file}: {lack}")
     if categories is None:
-        ids = sorted(found.categories)
-        categories = Categories(tuple(ids), tuple(found.categories[i] for i in ids))
+        categories = Categories.of(found)
     else:
         refuse_foreign(found, categories)
     return pack(found, split, categories)

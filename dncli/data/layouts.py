@@ -16,7 +16,7 @@ from dndetr.data.formats.coco import coco_at, coco_folders, fiftyone, label_stud
 from dndetr.data.formats.cvat import cvat_xml
 from dndetr.data.formats.labelme import labelme
 from dndetr.data.formats.metadata import metadata
-from dndetr.data.formats.source import Sources
+from dndetr.data.formats.source import SPLITS, Sources
 from dndetr.data.formats.voc import pascal_voc
 from dndetr.data.formats.yolo import yolo
 from dndetr.data.store import Store, Within, is_folder, open_store
@@ -39,10 +39,20 @@ class Dataset:
     @property
     def line(self) -> str:
         """Which layout it was taken for, and from which files."""
-        layouts = dict.fromkeys(source.layout for source in self.sources.values())
         files = " and ".join(dict.fromkeys(str(source.file or source.name) for source in self.sources.values()))
         held = f"; {self.holdout:g} of the images held out for validation" if self.holdout else ""
-        return f"{self.root}, {' and '.join(layouts)}: {files}{held}"
+        return f"{self.root}, {' and '.join(self.layouts)}: {files}{held}"
+
+    @property
+    def layouts(self) -> list[str]:
+        """What it was taken for: one layout, as a rule."""
+        return list(dict.fromkeys(source.layout for source in self.sources.values()))
+
+    @property
+    def splits(self) -> list[str]:
+        """Which of train and val there are."""
+        there = {*self.sources, *(("val",) if self.holdout and "train" in self.sources else ())}
+        return [split for split in SPLITS if split in there]
 
     def annotations(self, split: str) -> Annotations:
         """What is usable of a split, and its defects. Raises UserError where there is no such split."""

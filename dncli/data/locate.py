@@ -23,7 +23,7 @@ def find_images(found: Annotations, folder: str) -> None:
     first: dict[str, Image] = {}
     moved: Counter[str] = Counter()
     example: dict[str, str] = {}
-    inside = Inside(found.store, folder)
+    found.folder, inside = folder, Inside(found.store, folder)
     for image in list(found.images.values()):
         exact = join(folder, image.file_name)
         names = [exact] if is_file(found.store, exact) else elsewhere(found.store, folder, image.file_name)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import colorsys
 import json
 import math
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from dndetr.console import UserError, say
-from dndetr.files import writable
+from dndetr.files import new_folder
 from dndetr.models.cache import cache_folder
 
 VERSION = 1  # of the drawing: another one is another dataset
@@ -40,23 +38,16 @@ def make_shapes(out: str | Path, *, train: int = 2000, val: int = 200, size: int
     The folder appears when it is complete. Raises UserError where it holds files already or cannot be written.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is not an empty folder; remove it or choose another place")
     if train < 1 or val < 1 or size < 32 or seed < 0:
         raise UserError(
             f"shapes need an image or more, 32 pixels or more and a seed of 0 or more, got {train=} {val=} {size=} {seed=}"
         )
-    draft = out.parent / f".{out.name}-{secrets.token_hex(4)}"
-    try:
-        with writable(out):
-            (draft / "annotations").mkdir(parents=True)
-            for number, (split, images) in enumerate({"train": train, "val": val}.items()):
-                (draft / split).mkdir()
-                content = json.dumps(write_split(draft / split, images, size, (seed, number)))
-                (draft / "annotations" / f"instances_{split}.json").write_text(content)
-            draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with new_folder(out) as draft:
+        (draft / "annotations").mkdir()
+        for number, (split, images) in enumerate({"train": train, "val": val}.items()):
+            (draft / split).mkdir()
+            content = json.dumps(write_split(draft / split, images, size, (seed, number)))
+            (draft / "annotations" / f"instances_{split}.json").write_text(content)
 
 
 def shapes_root(**parameters: int) -> Path:

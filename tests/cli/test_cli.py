@@ -35,6 +35,8 @@ COMMANDS = [
     "data",
     "data shapes",
     "data check",
+    "data convert",
+    "data stats",
     "labels",
     "labels embed",
     "labels classify",
@@ -105,9 +107,11 @@ def test_help_has_a_short_form(command, main):
         ("labels", "embed classify"),
         ("labels embed", "NAME --out --data"),
         ("labels classify", "KEY=VALUE --ckpt --out --epochs --seed"),
-        ("data", "shapes check"),
+        ("data", "shapes check convert stats"),
         ("data shapes", "--out --train --val --size --seed"),
         ("data check", "ROOT --queries"),
+        ("data convert", "SRC KEY=VALUE --to"),
+        ("data stats", "ROOT KEY=VALUE --preset --out"),
     ],
 )
 def test_help_names_every_option(command, options, main):
