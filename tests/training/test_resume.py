@@ -18,7 +18,7 @@ from dndetr.console import UserError
 from dndetr.resolve import load_preset
 from dndetr.training import distributed
 from dndetr.training.checkpoint import load_checkpoint, save_checkpoint
-from dndetr.training.commands import settings_of
+from dndetr.training.commands import evaluate_command, settings_of
 from dndetr.training.learner import Learner
 from dndetr.training.loop import train
 from dndetr.training.signals import Stopped
@@ -363,3 +363,24 @@ def test_a_run_that_is_older_than_its_range_goes_on_as_it_began(tmp_path):
         Image.fromarray(np.asarray(Image.open(file).convert("L")).astype(np.uint16) * 10).save(file)
     train(resolved(tiny_config(root, epochs=2)), None, resume=run)
     assert load_checkpoint(run, prefer="last.pt").config["data"]["range"] == "auto"
+
+
+def test_a_run_knows_its_data_from_any_folder(tmp_path, monkeypatch):
+    """data.root is kept as an absolute path, and by the data's digests, where it was moved with the run."""
+    write_dataset(tmp_path / "here" / "data")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    settings = resolved(tiny_config("data", epochs=1))
+    run = train(settings, "run")
+    assert load_preset("run/config.yaml").config.data.root == str(tmp_path / "here" / "data")
+    before = evaluate_command("run")
+    monkeypatch.chdir(tmp_path / "there")
+    assert evaluate_command(tmp_path / "here" / run) == before
+    moved = (tmp_path / "here").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="no such folder; set data.root to a dataset"):
+        evaluate_command(moved / "run")
+    assert evaluate_command(moved / "run", [f"data.root={moved / 'data'}"]) == before
+    longer = tiny_config(os.path.relpath(moved / "data"), epochs=2)
+    train(resolved(longer), None, resume=moved / "run")
+    assert [line["epoch"] for line in records(moved / "run")] == [1, 2]
+    assert load_preset(moved / "run" / "config.yaml").config.data.root == str(moved / "data")
