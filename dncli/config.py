@@ -34,6 +34,7 @@ class DataConfig:
     train: str = ""  # instead of root: a COCO file of the training images
     val: str = ""  # and one of the validation images
     images: str = ""  # the folder or .zip of their images
+    crowds: Literal["ignore", "objects"] = "ignore"  # objects: what is marked as a crowd (iscrowd) is an ordinary object
     holdout: float = 0.0  # share of the training images that are held out for validation, where the data have none for it
     workers: int = 2  # processes that read images; results do not depend on it
     sizes: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)  # shorter side while training

@@ -27,7 +27,8 @@ DUPLICATE, SAME_NAME, UNKNOWN_CATEGORY, UNKNOWN_IMAGE = "duplicate id", "same na
 BAD_PATH, NO_IMAGE, UNREADABLE, WRONG_SIZE = "path outside the root", "missing image", "unreadable image", "wrong size"
 EMPTY_BOX, OUTSIDE, TOO_MANY, NO_SPLIT = "empty box", "box outside the image", "more objects than queries", "missing split"
 WRONG_MASK, TWINS, NOTHING = "mask of another size", "categories of one name", "nothing to use"
-REPAIRED, HARMLESS = frozenset({EMPTY_BOX, OUTSIDE}), frozenset({WRONG_MASK, TWINS})
+NORMALISED, CORNERS, REPEATED = "boxes in shares of the image", "boxes that look like corners", "annotated twice"
+REPAIRED, HARMLESS = frozenset({EMPTY_BOX, OUTSIDE}), frozenset({WRONG_MASK, TWINS, CORNERS, REPEATED})
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dndetr.console import UserError
-from dndetr.data.annotations import HARMLESS, REPAIRED, Annotations, Object
+from dndetr.data.annotations import CORNERS, EMPTY_BOX, HARMLESS, OUTSIDE, REPAIRED, REPEATED, Annotations, Object
 from dndetr.data.boxes import clipped
 from dndetr.data.layouts import Dataset
 from dndetr.data.store import Place
@@ -90,6 +90,7 @@ class Split:
     boxes: Tensor
     spans: dict[int, tuple[int, int]]  # image id -> first and last + 1 of its objects
     written: Written
+    mended: tuple[str, ...] = ()  # what the detector is taught otherwise than it is written, or looks wrong
     remarks: tuple[str, ...] = ()  # what was assumed in reading them
 
     def objects(self, image_id: int) -> Objects:
@@ -141,14 +142,16 @@ def lacking(found: Annotations, split: str) -> str | None:
     if not found.images:
         return '"images" is empty; a split needs at least one image'
     if split == "train" and not any(is_trained_on(item, found) for item in found.objects):
-        return f"none of the {len(found.images)} images has an object to train on"
+        crowds = sum(item.crowd for item in found.objects)
+        why = f": {crowds} are marked as crowds (iscrowd), and data.crowds=objects takes these for objects" if crowds else ""
+        return f"none of the {len(found.images)} images has an object to train on{why}"
     return None
 
 
 def is_trained_on(item: Object, found: Annotations) -> bool:
-    """Whether an entry is an object of the detector: no crowd, and with something in its image."""
+    """Whether an entry is an object of the detector: no crowd, none to be ignored, and with something in its image."""
     image = found.images[item.image_id]
-    return not item.crowd and clipped(item.box, image.width, image.height) is not None
+    return not item.crowd and not item.ignore and clipped(item.box, image.width, image.height) is not None
 
 
 def refuse_foreign(found: Annotations, known: Categories) -> None:
@@ -189,8 +192,26 @@ def pack(found: Annotations, name: str, categories: Categories) -> Split:
         boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         spans=spans,
         written=as_written(found.objects),
+        mended=tuple(mended(found)),
         remarks=tuple(found.remarks),
     )
+
+
+def mended(found: Annotations) -> Iterator[str]:
+    """What is otherwise in training than in the annotations, with its number, and what looks wrong, in a line each."""
+    number = Counter(defect.kind for defect in found.defects)
+    kinds = (
+        (EMPTY_BOX, "with nothing in their image are left out of training"),
+        (OUTSIDE, "that leave their image are clipped in training"),
+        (REPEATED, "are those of another object of the class, or nearly: annotated twice?"),
+    )
+    for kind, what in kinds:
+        if number[kind]:
+            yield f"{number[kind]} of {len(found.objects)} boxes {what}"
+    ignored = sum(item.ignore for item in found.objects)
+    if ignored:
+        yield f'{ignored} objects are marked to be ignored ("ignore", or difficult): not trained on, but counted, as COCO does'
+    yield from (defect.message for defect in found.defects if defect.kind == CORNERS)
 
 
 def as_written(objects: Sequence[Object]) -> Written:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ class Dataset:
     holdout: float = 0.0  # share of the training images that make the validation split, where the data have none
     seed: int = 0
     exif: str = "apply"  # data.exif
+    crowds: str = "ignore"  # data.crowds
 
     @property
     def line(self) -> str:
@@ -57,14 +58,20 @@ class Dataset:
     def annotations(self, split: str) -> Annotations:
         """What is usable of a split, and its defects. Raises UserError where there is no such split."""
         if split in self.sources and not (self.holdout and split == "train"):
-            return self.sources[split].annotations(self.exif)
+            return self.read(split)
         if not self.holdout or "train" not in self.sources:
             raise UserError(f"{self.root}: {self.missing(split)}")
-        found = self.sources["train"].annotations(self.exif)
+        found = self.read("train")
         if len(found.images) == 1:
             raise UserError(f"{self.root}: has one image, and data.holdout needs two or more to share out")
         if found.images:
             keep(found, self.held_out(found) if split == "val" else set(found.images) - self.held_out(found))
+        return found
+
+    def read(self, split: str) -> Annotations:
+        found = self.sources[split].annotations(self.exif)
+        if self.crowds == "objects":
+            found.objects = [replace(item, crowd=False) for item in found.objects]
         return found
 
     def held_out(self, found: Annotations) -> set[int]:
@@ -85,6 +92,7 @@ def keep(found: Annotations, ids: set[int]) -> None:
     """Leave some of the images, with their objects."""
     found.images = {i: image for i, image in found.images.items() if i in ids}
     found.objects = [item for item in found.objects if item.image_id in ids]
+    found.defects = [defect for defect in found.defects if defect.image_id is None or defect.image_id in ids]
 
 
 def find_dataset(data: DataConfig, seed: int = 0) -> Dataset:
@@ -99,7 +107,7 @@ def find_dataset(data: DataConfig, seed: int = 0) -> Dataset:
         sources = look(open_store(root), root)
     if data.holdout and "val" in sources:
         raise UserError(f"{root}: has a validation split, {sources['val'].name}: leave data.holdout out, or name the files")
-    return Dataset(root, sources, data.holdout, seed, data.exif)
+    return Dataset(root, sources, data.holdout, seed, data.exif, data.crowds)
 
 
 def resolve_root(config_root: str) -> Path:

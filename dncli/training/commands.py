@@ -119,7 +119,8 @@ def measure(checkpoint: Checkpoint, config: Config, source: str | Path, asks: Ma
         check_precision(config, device)
         model = distributed.together(lambda: load_detector(checkpoint, config, source, device))
         validation = distributed.together(lambda: load_validation(config, categories_of(checkpoint)))
-        for line in uncounted(validation.split, config.eval.detections):
+        split = validation.split
+        for line in (f"validation images: {split.annotation_file}", *split.mended, *uncounted(split, config.eval.detections)):
             Report().say(line)
         for name, ask in asks.items():
             found[name] = evaluate(

@@ -96,7 +96,7 @@ class Training:
             while self.done < self.config.train.epochs:
                 self.epoch()
         if distributed.is_main():
-            self.report.say(ending(self.run.records(), self.run.path))
+            self.report.say(ending(self.run.records(), self.run.path, self.data.validation.split.mended))
 
     def epoch(self) -> None:
         epoch, learner = self.done + 1, self.learner

@@ -14,8 +14,9 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from dndetr.config import Config
+from dndetr.config import Config, DataConfig
 from dndetr.console import console, say
+from dndetr.data.augment import fitted
 from dndetr.data.coco import Split
 from dndetr.fonts import undrawable
 from dndetr.models.deformable import by_operator
@@ -125,6 +126,8 @@ def plan(
         ),
         ("data", data.dataset.line),
         *(("", remark) for remark in data.remarks),
+        *(("", f"{split.name}: {line}") for split in (data.train, data.validation.split) for line in split.mended),
+        *(("", line) for line in specks(data.train, config.data)),
         ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
         *(("", line) for line in filter(None, [undrawable(data.categories.names)])),
         ("training images", counts(data.train)),
@@ -165,6 +168,15 @@ def model_queries(config: Config) -> int:
     return config.host.queries * max(1, config.host.patterns)
 
 
+def specks(split: Split, data: DataConfig) -> list[str]:
+    """A line where objects have less than a pixel of what the detector sees, at the size of evaluation."""
+    sizes = torch.tensor([fitted(image.height, image.width, data.eval_size, data.max_size) for image in split.images])
+    spans = torch.tensor([last - first for first, last in (split.spans[image.id] for image in split.images)])
+    sides = split.boxes[:, 2:] * sizes.flip(1).repeat_interleave(spans, dim=0)
+    small = int((sides < 1).any(1).sum())
+    return [f"{small} of {len(sides)} objects are narrower than a pixel at data.eval_size={data.eval_size}"] if small else []
+
+
 COUNTED = 100  # detections of a class in an image that COCO counts
 
 
@@ -198,13 +210,13 @@ CROWDED = (
 )
 
 
-def ending(records: Sequence[dict[str, Any]], out: Path) -> str:
-    """The COCO table of the best epoch and the commands to go on with."""
+def ending(records: Sequence[dict[str, Any]], out: Path, mended: Sequence[str] = ()) -> str:
+    """The COCO table of the best epoch, what of the validation split is `mended`, and the commands to go on with."""
     best = max((record for record in records if record["ap"] is not None), key=lambda r: (r["ap"], r["epoch"]), default=None)
     lines = []
     if best is not None:
         title = f"best epoch, {best['epoch']} of {records[-1]['epoch']}: checkpoints/best.pt"
-        lines.append(coco_table(title, best, most=best.get("detections", COUNTED)))
+        lines += [coco_table(title, best, most=best.get("detections", COUNTED)), *(f"  {line}" for line in mended)]
     for path, meaning in (("predictions", "pictures"), ("plots", "curves"), ("metrics.csv", "numbers")):
         lines.append(f"{meaning + ':':<10}{out / path}")
     lines += [f"next:     dndetr eval --ckpt {out}", f"          dndetr predict --ckpt {out} IMAGE --out pictures"]

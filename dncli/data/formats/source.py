@@ -13,6 +13,7 @@ from dndetr.console import UserError
 from dndetr.data.annotations import Annotations, find_twins
 from dndetr.data.images import is_picture
 from dndetr.data.store import Place, Store, files_below, is_folder, join
+from dndetr.data.suspects import find_suspects
 
 Reader = Callable[[Annotations], None]
 
@@ -35,6 +36,7 @@ class Source(NamedTuple):
         found = Annotations(self.file or self.store.place(self.name), self.store, exif)
         self.read(found)
         find_twins(found)
+        find_suspects(found)
         return found
 
 
