@@ -12,7 +12,7 @@ from dndetr.config import Config
 from dndetr.files import replace_text
 from dndetr.resolve import Resolved, to_tree
 from dndetr.training import distributed
-from dndetr.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
+from dndetr.training.checkpoint import Checkpoint, categories_of, checkpoint_bytes, load_checkpoint
 from dndetr.training.determinism import be_deterministic
 from dndetr.training.epochs import Training, new_checkpoint
 from dndetr.training.evaluate import counter_class
@@ -82,7 +82,7 @@ def opened(
         return checkpoint
 
     checkpoint = distributed.together(asked)
-    data = load_data(config)
+    data = load_data(config, None if checkpoint is None else categories_of(checkpoint))
     if checkpoint is not None:
         distributed.together(lambda: check_data(where, checkpoint, data, allow_change))
         checkpoint = position(checkpoint, len(data.batches))

@@ -15,11 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from dndetr.config import Config
-from dndetr.console import console, say
+from dndetr.console import console, say, shorten
 from dndetr.data.coco import Split
 from dndetr.models.deformable import by_operator
 from dndetr.training import distributed
-from dndetr.training.prepare import Data, samples, shorten
+from dndetr.training.prepare import Data, samples
 
 T = TypeVar("T")
 

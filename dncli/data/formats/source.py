@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from dndetr.console import UserError
-from dndetr.data.annotations import Annotations, find_twins
+from dndetr.data.annotations import Annotations
 from dndetr.data.images import is_picture
 from dndetr.data.store import Place, Store, files_below, is_folder, join
 
@@ -34,7 +34,6 @@ class Source(NamedTuple):
         """Never raises on bad content: see `.defects`."""
         found = Annotations(self.file or self.store.place(self.name), self.store)
         self.read(found)
-        find_twins(found)
         return found
 
 
