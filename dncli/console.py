@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -72,6 +73,10 @@ def in_one_line(text: object) -> str:
 def brief(text: str, limit: int = 300) -> str:
     """The text, or its beginning where it is longer than `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def shorten(names: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def fail(*lines: str) -> None:

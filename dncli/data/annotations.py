@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -81,6 +82,7 @@ class Annotations:
     folder: str = ""  # in it, where the images should be
     images: dict[int, Image] = field(default_factory=dict)
     categories: dict[int, str] = field(default_factory=dict)
+    groups: dict[int, str] = field(default_factory=dict)  # the name of the group that a category is in, where one is told
     objects: list[Object] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # what was assumed, and no defect
@@ -127,6 +129,8 @@ def add_image(found: Annotations, entry: dict[str, Any], place: str) -> None:
 def add_category(found: Annotations, entry: dict[str, Any], place: str) -> None:
     if complete(found, entry, place, {"name": (TEXT, is_text)}):
         found.categories[entry["id"]] = entry["name"]
+        if is_text(entry.get("supercategory")):
+            found.groups[entry["id"]] = entry["supercategory"]
 
 
 def add_object(found: Annotations, entry: dict[str, Any], place: str) -> None:
@@ -198,13 +202,42 @@ def complete(
     return sound
 
 
+def leave_out_groups(found: Annotations, used_elsewhere: Callable[[], set[int]]) -> None:
+    """Take away the categories that only group others, as Roboflow writes one: they have no object, and others name them as
+    their group. A category that is in a group of its own name is one of the group, as COCO's person.
+
+    `used_elsewhere` tells the categories that have objects in the other split; it is asked only where that matters.
+    """
+    used = {item.category_id for item in found.objects}
+    empty = {i: name for i, name in found.categories.items() if i not in used and found.groups.get(i) != name}
+    empty = {i: name for i, name in empty.items() if name in found.groups.values()}
+    for i in sorted(empty.keys() - used_elsewhere() if empty else ()):
+        found.remarks.append(f"category {i} ({brief(empty[i])}) only groups others and has no object: it is no class")
+        del found.categories[i]
+
+
 def find_twins(found: Annotations) -> None:
     """Of two categories with one name, none is the right one."""
     first: dict[str, int] = {}
-    for i, name in found.categories.items():
-        other = first.setdefault(name, i)
+    for i, name in unique_names(found.categories).items():
+        written = found.categories[i]
+        other = first.setdefault(written, i)
         if other != i:
-            found.add(TWINS, f"category {i} is named {brief(repr(name))} like category {other}; give each its own name")
+            told = f"category {i} is named {brief(repr(written))} like category {other}, and called {brief(repr(name))} here"
+            found.add(TWINS, f"{told}; give each its own name")
+
+
+def unique_names(categories: Mapping[int, str]) -> dict[int, str]:
+    """Each category with a name of its own, by ascending id: of equal names the first stays, the others become NAME (ID)."""
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for i, written in sorted(categories.items()):
+        name = written
+        while name in taken or (name != written and name in categories.values()):
+            name = f"{name} ({i})"
+        names[i] = name
+        taken.add(name)
+    return names
 
 
 def image_of(entry: dict[str, Any]) -> int | None:

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 from dndetr.console import UserError
 from dndetr.data import annotations as kinds
-from dndetr.data.annotations import Annotations, Defect
+from dndetr.data.annotations import Annotations, Defect, unique_names
 from dndetr.data.boxes import inside
-from dndetr.data.coco import ImageRecord, is_trained_on, lacking
+from dndetr.data.coco import Categories, ImageRecord, is_trained_on, lacking, pack
 from dndetr.data.formats.source import SPLITS
 from dndetr.data.images import AS_SHOWN, Reading, SizeError, read_header, read_image
 from dndetr.data.layouts import Dataset
+from dndetr.data.remarks import by_split, remarks_on
 from dndetr.data.survey import Survey, glance, survey
 
 SIDES = {"small": 32, "medium": 96, "large": math.inf}  # COCO's sizes: root of the box's area in pixels, below
@@ -29,7 +30,7 @@ class Counts:
     objects: int
     crowds: int
     most_objects: int  # in one image
-    of_class: dict[str, int]  # objects by the name of their category
+    of_class: dict[str, int]  # objects by the name of their class
     of_size: dict[str, int]  # objects by COCO's sizes
     sides: tuple[float, float, float] | None  # root of the box's area: least, median, greatest
     pictures: tuple[tuple[int, int], tuple[int, int]] | None  # least and greatest width, least and greatest height
@@ -41,7 +42,7 @@ class Report:
 
     dataset: Dataset
     splits: dict[str, Counts] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)  # what was assumed
+    remarks: list[str] = field(default_factory=list)  # what was assumed, and what else is worth a line
     defects: list[Defect] = field(default_factory=list)
     pictures: dict[str, Survey] = field(default_factory=dict)
 
@@ -59,7 +60,8 @@ def check_dataset(
     training on these would. Bad data never raises: it is reported.
     """
     report = Report(dataset)
-    known: dict[int, str] = {}  # categories of the training split
+    known = Categories((), ())  # those of the training split
+    remarks = {}
     for split in SPLITS:
         try:
             found = dataset.annotations(split)
@@ -69,13 +71,14 @@ def check_dataset(
         add_crowded(found, queries)
         report.pictures[split] = add_unreadable(found, track, reading)
         reading = report.pictures[split].reading  # the range is that of the training split
-        known = known or found.categories
+        known = known or Categories.named(found.categories)
         add_foreign(found, known)
         if not found.defects and (lack := lacking(found, split)):
             found.add(kinds.NOTHING, lack)
         report.splits[split] = count(found)
-        report.remarks.extend(f"{split}: {remark}" for remark in found.remarks)
+        remarks[split] = [*found.remarks, *remarks_on(pack(found, split, Categories.named(found.categories)))]
         report.defects.extend(found.defects)
+    report.remarks.extend(by_split(remarks))
     return report
 
 
@@ -104,13 +107,14 @@ def add_unreadable(found: Annotations, track: Callable[[Iterable], Iterable], re
     return Survey(len(glances), tuple(glances), reading)
 
 
-def add_foreign(found: Annotations, known: dict[int, str]) -> None:
+def add_foreign(found: Annotations, known: Categories) -> None:
     """Categories that differ from the training split's: the detector would not know them."""
     for i, name in found.categories.items():
-        if i not in known:
+        if i not in known.labels:
             found.add(kinds.UNKNOWN_CATEGORY, f"category {i} ({name}) is not in the training split")
-        elif known[i] != name:
-            found.add(kinds.UNKNOWN_CATEGORY, f"category {i} is {name}, but {known[i]} in the training split")
+        elif not known.knows(i, name):
+            trained = known.names[known.labels[i]]
+            found.add(kinds.UNKNOWN_CATEGORY, f"category {i} is {name}, but {trained} in the training split")
 
 
 def count(found: Annotations) -> Counts:
@@ -128,7 +132,7 @@ def count(found: Annotations) -> Counts:
         objects=len(objects),
         crowds=sum(item.crowd for item in found.objects),
         most_objects=max(per_image.values(), default=0),
-        of_class={name: per_class[i] for i, name in sorted(found.categories.items())},
+        of_class={name: per_class[i] for i, name in unique_names(found.categories).items()},
         of_size={name: sizes[name] for name in SIDES},
         sides=(sides[0], sides[len(sides) // 2], sides[-1]) if sides else None,
         pictures=((min(widths), max(widths)), (min(heights), max(heights))) if found.images else None,

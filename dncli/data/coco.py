@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from dndetr.console import UserError
-from dndetr.data.annotations import CORNERS, EMPTY_BOX, HARMLESS, OUTSIDE, REPAIRED, REPEATED, Annotations, Object
+from dndetr.data.annotations import HARMLESS, REPAIRED, Annotations, Object, unique_names
 from dndetr.data.boxes import clipped
 from dndetr.data.layouts import Dataset
+from dndetr.data.remarks import mended, remarks_on
 from dndetr.data.store import Place
 
 SHOWN = 10  # defects that an error lists
@@ -24,23 +25,53 @@ SHOWN = 10  # defects that an error lists
 
 @dataclass(frozen=True)
 class Categories:
-    """Category ids of the annotations, gaps and all, in ascending order: class c of the detector is `ids[c]`."""
+    """Category ids of the annotations, gaps and all, in ascending order: class c of the detector is `ids[c]`.
+
+    No two have one name: see `named`.
+    """
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
 
     @classmethod
-    def of(cls, found: Annotations) -> Categories:
-        ids = sorted(found.categories)
-        return cls(tuple(ids), tuple(found.categories[i] for i in ids))
+    def named(cls, written: Mapping[int, str]) -> Categories:
+        """Those of a file or a checkpoint, by id. Of equal names all but the first become NAME (ID)."""
+        names = unique_names(written)
+        return cls(tuple(names), tuple(names.values()))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @cached_property
+    def written(self) -> tuple[str, ...]:
+        """The names as annotations have them, where several categories may have one."""
+        shorter = (name.removesuffix(f" ({i})") for i, name in zip(self.ids, self.names, strict=True))
+        return tuple(short if short in self.names else name for short, name in zip(shorter, self.names, strict=True))
+
+    @cached_property
     def labels(self) -> dict[int, int]:
         """Category id to class 0 .. C-1."""
         return {category: label for label, category in enumerate(self.ids)}
+
+    def knows(self, category: int, name: str) -> bool:
+        """Whether annotations mean one of these classes by a category."""
+        label = self.labels.get(category)
+        return label is not None and name in (self.names[label], self.written[label])
+
+    def cover(self, other: Categories) -> bool:
+        """Whether all of `other` are among these, ids and names."""
+        return all(self.knows(i, name) for i, name in zip(other.ids, other.written, strict=True))
+
+    def shared(self, other: Categories) -> dict[int, int]:
+        """The classes that are among `other`, by name: class here to class there. Of one name of several the ids decide."""
+        found = {}
+        for label, (category, name) in enumerate(zip(self.ids, self.written, strict=True)):
+            same = [there for there, theirs in enumerate(other.written) if theirs == name]
+            if len(same) > 1 or self.written.count(name) > 1:
+                same = [there for there in same if other.ids[there] == category]
+            if same:
+                found[label] = same[0]
+        return found
 
 
 @dataclass(frozen=True)
@@ -91,11 +122,16 @@ class Split:
     spans: dict[int, tuple[int, int]]  # image id -> first and last + 1 of its objects
     written: Written
     mended: tuple[str, ...] = ()  # what the detector is taught otherwise than it is written, or looks wrong
-    remarks: tuple[str, ...] = ()  # what was assumed in reading them
+    remarks: tuple[str, ...] = ()  # what was assumed in reading them, and what else is worth a line
 
     def objects(self, image_id: int) -> Objects:
         first, last = self.spans[image_id]
         return Objects(self.labels[first:last], self.boxes[first:last])
+
+    def among(self, categories: Categories) -> Split:
+        """The same objects as classes of a detector that knows others too."""
+        classes = torch.tensor([categories.labels[i] for i in self.categories.ids], dtype=torch.int64)
+        return replace(self, categories=categories, labels=classes[self.labels])
 
     @property
     def most_of_a_class(self) -> int:
@@ -122,10 +158,11 @@ def load_split(dataset: Dataset, split: str, categories: Categories | None = Non
     if lack := lacking(found, split):
         raise UserError(f"{found.file}: {lack}")
     if categories is None:
-        categories = Categories.of(found)
+        categories = Categories.named(found.categories)
     else:
         refuse_foreign(found, categories)
-    return pack(found, split, categories)
+    packed = pack(found, split, categories)
+    return replace(packed, remarks=(*found.remarks, *remarks_on(packed)))
 
 
 def refuse_defects(found: Annotations, root: str | Path) -> None:
@@ -156,13 +193,12 @@ def is_trained_on(item: Object, found: Annotations) -> bool:
 
 def refuse_foreign(found: Annotations, known: Categories) -> None:
     """Categories that the checkpoint does not know, or knows by another name."""
-    names = dict(zip(known.ids, known.names, strict=True))
     lines = []
     for i, name in sorted(found.categories.items()):
-        if i not in names:
+        if i not in known.labels:
             lines.append(f"{found.file}: category {i} ({name}) is not among the {len(known)} that were trained")
-        elif names[i] != name:
-            lines.append(f"{found.file}: category {i} is {name}, but was trained as {names[i]}")
+        elif not known.knows(i, name):
+            lines.append(f"{found.file}: category {i} is {name}, but was trained as {known.names[known.labels[i]]}")
     if lines:
         more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         raise UserError(*lines[:SHOWN], *more, "give the annotations the category ids and names of the training data")
@@ -193,25 +229,7 @@ def pack(found: Annotations, name: str, categories: Categories) -> Split:
         spans=spans,
         written=as_written(found.objects),
         mended=tuple(mended(found)),
-        remarks=tuple(found.remarks),
     )
-
-
-def mended(found: Annotations) -> Iterator[str]:
-    """What is otherwise in training than in the annotations, with its number, and what looks wrong, in a line each."""
-    number = Counter(defect.kind for defect in found.defects)
-    kinds = (
-        (EMPTY_BOX, "with nothing in their image are left out of training"),
-        (OUTSIDE, "that leave their image are clipped in training"),
-        (REPEATED, "are those of another object of the class, or nearly: annotated twice?"),
-    )
-    for kind, what in kinds:
-        if number[kind]:
-            yield f"{number[kind]} of {len(found.objects)} boxes {what}"
-    ignored = sum(item.ignore for item in found.objects)
-    if ignored:
-        yield f'{ignored} objects are marked to be ignored ("ignore", or difficult): not trained on, but counted, as COCO does'
-    yield from (defect.message for defect in found.defects if defect.kind == CORNERS)
 
 
 def as_written(objects: Sequence[Object]) -> Written:

@@ -34,7 +34,7 @@ def convert(dataset: Dataset, out: Path, track: Callable[[Iterable], Iterable] =
     for found in splits.values():
         refuse_defects(found, dataset.root)
     if len(splits) == len(SPLITS):
-        refuse_foreign(splits["val"], Categories.of(splits["train"]))
+        refuse_foreign(splits["val"], Categories.named(splits["train"].categories))
     with new_folder(out, "choose another place with --to") as draft:
         (draft / "annotations").mkdir()
         for split, found in splits.items():

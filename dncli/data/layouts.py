@@ -10,7 +10,7 @@ import torch
 
 from dndetr.config import DataConfig
 from dndetr.console import UserError
-from dndetr.data.annotations import Annotations
+from dndetr.data.annotations import Annotations, find_twins, leave_out_groups
 from dndetr.data.augment import image_generator
 from dndetr.data.formats.coco import coco_at, coco_folders, fiftyone, label_studio, lvis, objects365, roboflow
 from dndetr.data.formats.cvat import cvat_xml
@@ -57,22 +57,28 @@ class Dataset:
 
     def annotations(self, split: str) -> Annotations:
         """What is usable of a split, and its defects. Raises UserError where there is no such split."""
-        if split in self.sources and not (self.holdout and split == "train"):
-            return self.read(split)
-        if not self.holdout or "train" not in self.sources:
+        name = "train" if self.holdout else split
+        if name not in self.sources:
             raise UserError(f"{self.root}: {self.missing(split)}")
-        found = self.read("train")
-        if len(found.images) == 1:
+        found = self.read(name)
+        leave_out_groups(found, lambda: self.used_outside(name))
+        find_twins(found)
+        if self.holdout and len(found.images) == 1:
             raise UserError(f"{self.root}: has one image, and data.holdout needs two or more to share out")
-        if found.images:
+        if self.holdout and found.images:
             keep(found, self.held_out(found) if split == "val" else set(found.images) - self.held_out(found))
         return found
 
-    def read(self, split: str) -> Annotations:
-        found = self.sources[split].annotations(self.exif)
+    def read(self, name: str) -> Annotations:
+        found = self.sources[name].annotations(self.exif)
         if self.crowds == "objects":
             found.objects = [replace(item, crowd=False) for item in found.objects]
         return found
+
+    def used_outside(self, name: str) -> set[int]:
+        """The categories that have objects in other sources than this one."""
+        others = (self.read(other) for other in self.sources if other != name)
+        return {item.category_id for found in others for item in found.objects}
 
     def held_out(self, found: Annotations) -> set[int]:
         """The ids of the images that the seed draws for validation: an image or more, and not all."""

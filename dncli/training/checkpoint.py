@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dndetr.console import UserError
+from dndetr.data.coco import Categories
 from dndetr.models.labels import holds_embeddings
 from dndetr.training.values import Damaged, load_values, save_values
 
@@ -126,23 +127,28 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
 BY_CLASS = re.compile(r"heads\.cls\.\d+\.(weight|bias)|label\.table\.weight")
 
 
-def for_classes(checkpoint: Checkpoint, names: Sequence[str], born: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a checkpoint for a detector of the classes `names`: rows go by name, new classes stay as in `born`.
+def categories_of(checkpoint: Checkpoint) -> Categories:
+    """The classes of a checkpoint; those of earlier versions may have one name twice."""
+    return Categories.named(dict(zip(checkpoint.category_ids, checkpoint.category_names, strict=True)))
+
+
+def for_classes(checkpoint: Checkpoint, categories: Categories, born: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a checkpoint for a detector of other classes: rows go by name, new classes stay as in `born`.
 
     Tensors whose rows are of another width stay as they are, for load_weights to refuse. Embeddings of classes
     (labels.embeddings) are those of `born`: they were given, not learned.
     """
-    theirs = checkpoint.category_names
+    theirs = categories_of(checkpoint)
     given = {key: tensor for key, tensor in born.items() if holds_embeddings(key)}
-    if list(names) == theirs:
+    known = [(source, row) for row, source in categories.shared(theirs).items()]
+    if len(categories) == len(theirs) and known == [(row, row) for row in range(len(theirs))]:
         return {**checkpoint.weights, **given}
-    known = [(theirs.index(name), row) for row, name in enumerate(names) if name in theirs]
     weights = {}
     for key, tensor in {**checkpoint.weights, **given}.items():
         weights[key] = tensor
         rows_fit = key in born and 0 < tensor.dim() == born[key].dim() and tensor.shape[1:] == born[key].shape[1:]
         if rows_fit and BY_CLASS.fullmatch(key):
-            rows = known + ([(len(theirs), len(names))] if key.startswith("label.") else [])
+            rows = known + ([(len(theirs), len(categories))] if key.startswith("label.") else [])
             weights[key] = born[key].clone()
             for source, row in rows:
                 weights[key][row] = tensor[source]

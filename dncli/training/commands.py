@@ -169,6 +169,8 @@ def read_labels(path: str | Path, categories: Categories, likely: float) -> dict
         raise UserError(
             f"{path}: not a file of image labels (dndetr labels classify makes one): {in_one_line(error)}"
         ) from error
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: has several classes of one name; make it anew with dndetr labels classify")
     strange = [name for name in names if name not in categories.names]
     if strange:
         raise UserError(f"{path}: has classes that the detector does not know: {', '.join(map(str, strange))}")

@@ -78,7 +78,7 @@ def replay(path: str | Path) -> list[str]:
     with distributed.processes("auto") as device:
         check_precision(config, device)
         native.choose(config.op)
-        categories = Categories(*values["categories"])
+        categories = Categories.named(dict(zip(*values["categories"], strict=True)))
         model = build_detector(config.host, config.backbone, len(categories), stored_embeddings(values["model"]))
         load_weights(model, values["model"], path)
         parts = [unpacked(Packed(*part)) for part in values["parts"]]

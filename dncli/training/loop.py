@@ -12,7 +12,7 @@ from dndetr.config import Config
 from dndetr.files import replace_text
 from dndetr.resolve import Resolved, to_tree
 from dndetr.training import distributed
-from dndetr.training.checkpoint import Checkpoint, checkpoint_bytes, load_checkpoint
+from dndetr.training.checkpoint import Checkpoint, categories_of, checkpoint_bytes, load_checkpoint
 from dndetr.training.determinism import be_deterministic
 from dndetr.training.epochs import Training, new_checkpoint
 from dndetr.training.evaluate import counter_class
@@ -83,7 +83,7 @@ def opened(
 
     checkpoint = distributed.together(asked)
     config = config if checkpoint is None else with_range_of(checkpoint, config)
-    data = load_data(config, settle=checkpoint is None)
+    data = load_data(config, None if checkpoint is None else categories_of(checkpoint), settle=checkpoint is None)
     config = settled(config, data.pictures)
     if checkpoint is not None:
         distributed.together(lambda: check_data(where, checkpoint, data, allow_change))

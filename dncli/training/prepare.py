@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +12,12 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from dndetr.config import Config
-from dndetr.console import UserError
+from dndetr.console import UserError, shorten
 from dndetr.data.coco import Categories, Split, load_split
 from dndetr.data.images import reading_of
 from dndetr.data.layouts import Dataset, find_dataset
 from dndetr.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
+from dndetr.data.remarks import by_split
 from dndetr.data.survey import Survey, as_text, survey
 from dndetr.labels.embeddings import class_embeddings
 from dndetr.models import native
@@ -26,7 +26,7 @@ from dndetr.models.deformable import DeformableAttention
 from dndetr.models.hosts import build_detector
 from dndetr.tasks import labels_of
 from dndetr.training import distributed
-from dndetr.training.checkpoint import Checkpoint, for_classes, load_checkpoint, load_weights
+from dndetr.training.checkpoint import Checkpoint, categories_of, for_classes, load_checkpoint, load_weights
 from dndetr.training.evaluate import ground_truth
 
 
@@ -60,7 +60,7 @@ class Data:
     @property
     def remarks(self) -> list[str]:
         """What was assumed of the data, once where both splits say it."""
-        return list(dict.fromkeys([*self.train.remarks, *self.validation.split.remarks]))
+        return by_split({split.name: split.remarks for split in (self.train, self.validation.split)})
 
     @property
     def digests(self) -> dict[str, str]:
@@ -75,16 +75,19 @@ def anchored(config: Config) -> Config:
     return replace(config, data=replace(config.data, **paths))
 
 
-def load_data(config: Config, *, settle: bool = True) -> Data:
+def load_data(config: Config, known: Categories | None = None, *, settle: bool = True) -> Data:
     """Read both splits; the validation split has the categories of the training split.
 
-    With `settle` data.range=auto becomes what the training images show, see `settled`, for both splits.
+    `known` are those of a run to go on with: where they have all that the data have, they are the categories. With `settle`
+    data.range=auto becomes what the training images show, see `settled`, for both splits.
     """
     distributed.on_main(lambda: find_dataset(config.data))  # which makes `shapes`, once
 
     def read() -> Data:
         dataset = find_dataset(config.data, config.train.seed)
         train = load_split(dataset, "train")
+        if known is not None and known.cover(train.categories):
+            train = train.among(known)
         pictures = survey(train.images, reading_of(config.data), settle=settle)
         data = settled(config, pictures).data
         batches = train_loader(
@@ -156,15 +159,12 @@ def begin(
 
     def load() -> str:
         checkpoint = load_checkpoint(init_from, trust=trust)
-        new = [name for name in categories.names if name not in checkpoint.category_names]
-        load_weights(model, for_classes(checkpoint, categories.names, model.state_dict()), init_from)
+        kept = categories.shared(categories_of(checkpoint))
+        new = [name for label, name in enumerate(categories.names) if label not in kept]
+        load_weights(model, for_classes(checkpoint, categories, model.state_dict()), init_from)
         return f"{init_from}, epoch {checkpoint.epoch}" + (f"; new classes begin at random: {shorten(new)}" if new else "")
 
     return distributed.together(load)
-
-
-def shorten(names: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
 
 
 def fetch_weights(model: nn.Module, config: Config) -> None:
@@ -179,7 +179,3 @@ def load_detector(checkpoint: Checkpoint, config: Config, source: str | Path, de
     model = build_model(config, categories_of(checkpoint), device, checkpoint)
     load_weights(model, checkpoint.weights, source)
     return model.to(device).eval()
-
-
-def categories_of(checkpoint: Checkpoint) -> Categories:
-    return Categories(tuple(checkpoint.category_ids), tuple(checkpoint.category_names))

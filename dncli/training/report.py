@@ -15,13 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from dndetr.config import Config, DataConfig
-from dndetr.console import console, say
+from dndetr.console import console, say, shorten
 from dndetr.data.augment import fitted
 from dndetr.data.coco import Split
 from dndetr.fonts import undrawable
 from dndetr.models.deformable import by_operator
 from dndetr.training import distributed
-from dndetr.training.prepare import Data, samples, shorten
+from dndetr.training.prepare import Data, samples
 
 T = TypeVar("T")
 

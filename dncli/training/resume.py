@@ -14,7 +14,7 @@ from dndetr.console import UserError
 from dndetr.resolve import from_tree, leaves, load_preset, to_tree
 from dndetr.schema import known_keys
 from dndetr.settings import is_among
-from dndetr.training.checkpoint import NAMES, Checkpoint, load_checkpoint
+from dndetr.training.checkpoint import NAMES, Checkpoint, categories_of, load_checkpoint
 from dndetr.training.environment import launch
 from dndetr.training.prepare import Data
 from dndetr.training.run import NEXT_SETTINGS
@@ -90,7 +90,7 @@ def with_range_of(checkpoint: Checkpoint, config: Config) -> Config:
 
 def check_data(run: str | Path, checkpoint: Checkpoint, data: Data, allowed: Sequence[str] = ()) -> None:
     """Refuse other annotations under the same path, and other classes in any case."""
-    if list(data.categories.ids) != checkpoint.category_ids or list(data.categories.names) != checkpoint.category_names:
+    if data.categories != categories_of(checkpoint):
         raise UserError(f"{run}: its dataset had other categories than {data.train.annotation_file} has now; see --init-from")
     splits = {"train": data.train, "val": data.validation.split}
     changed = [str(splits[name].annotation_file) for name, digest in data.digests.items() if checkpoint.data[name] != digest]

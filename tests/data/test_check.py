@@ -123,6 +123,28 @@ def test_categories_of_the_splits_must_agree(tmp_path):
     assert {entry["id"] for entry in CATEGORIES} == {3, 7}
 
 
+def test_classes_of_one_name_are_counted_apart(tmp_path):
+    twins = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 9, "name": "a"}]
+    annotations = [item(i, 1, [i, 0, 5, 5], category=1 if i < 7 else 9) for i in range(16)]
+    for split in ("train", "val"):
+        write_split(tmp_path, split, [image(1)], annotations, twins)
+    report = check_dataset(at(tmp_path))
+    assert "  3 classes: a 7, b 0, a (9) 9" in lines(report)
+    assert {defect.kind for defect in report.defects} == {kinds.TWINS} and len(report.defects) == 2
+    assert report.remarks == ["train: 1 of the 3 classes has no object to train on: b"]
+
+
+def test_a_group_is_said_once_and_is_no_defect(tmp_path):
+    grouped = [entry | {"supercategory": "things"} for entry in CATEGORIES] + [{"id": 0, "name": "things"}]
+    objects = [item(i, 1, [0, 0, 5, 5], category=i) for i in (3, 7)]
+    for split in ("train", "val"):
+        write_split(tmp_path, split, [image(1)], objects, grouped)
+    report = check_dataset(at(tmp_path))
+    assert not report.defects
+    assert report.splits["val"].of_class == {"cat": 1, "dog": 1}
+    assert report.remarks == ["train and val: category 0 (things) only groups others and has no object: it is no class"]
+
+
 def test_as_text(tmp_path):
     sound(tmp_path)
     write_split(tmp_path, "train", [image(1)], [item(i, 1, [0, 0, 5, 0]) for i in range(5)])

@@ -65,10 +65,77 @@ def test_categories_of_one_name_are_classes_of_their_own(tmp_path):
     twins = [{"id": 0, "name": "fish"}, {"id": 1, "name": "fish"}]
     root = write_split(tmp_path, "train", [image(1)], [item(1, 1, [0, 0, 9, 9], category=1)], twins)
     split = load_split(at(root), "train")
-    assert split.categories.ids == (0, 1)
+    assert split.categories == Categories((0, 1), ("fish", "fish (1)"))
     assert split.objects(1).labels.tolist() == [1]
     (defect,) = at(root).annotations("train").defects
-    assert defect.message == "category 1 is named 'fish' like category 0; give each its own name"
+    told = "category 1 is named 'fish' like category 0, and called 'fish (1)' here; give each its own name"
+    assert defect.message == told
+    write_split(tmp_path, "val", [image(1)], [item(1, 1, [0, 0, 9, 9], category=1)], twins)
+    assert load_split(at(root), "val", split.categories).objects(1).labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "written, names",
+    [
+        ({1: "a", 2: "b", 9: "a"}, ("a", "b", "a (9)")),
+        ({9: "a", 2: "b", 1: "a"}, ("a", "b", "a (9)")),
+        ({1: "a", 2: "a (9)", 9: "a"}, ("a", "a (9)", "a (9) (9)")),
+        ({1: "a", 9: "a", 12: "a (9)"}, ("a", "a (9) (9)", "a (9)")),
+        ({1: "a", 2: "a", 3: "a"}, ("a", "a (2)", "a (3)")),
+    ],
+)
+def test_every_class_has_a_name_of_its_own(written, names):
+    assert Categories.named(written) == Categories(tuple(sorted(written)), names)
+
+
+def test_the_written_name_of_a_class_is_known():
+    twins = Categories.named({1: "a", 2: "b (2)", 9: "a"})
+    assert twins.written == ("a", "b (2)", "a")
+    assert twins.knows(9, "a") and twins.knows(9, "a (9)") and not twins.knows(2, "a") and not twins.knows(3, "a")
+
+
+GROUPED = [
+    {"id": 0, "name": "cell", "supercategory": "none"},
+    {"id": 1, "name": "cell", "supercategory": "cell"},
+    {"id": 2, "name": "dirt", "supercategory": "cell"},
+]
+
+
+def test_a_category_that_only_groups_others_is_no_class(tmp_path):
+    """Roboflow writes one, and often with the name of a class in it."""
+    write_split(tmp_path, "train", [image(1)], [item(1, 1, [0, 0, 9, 9], category=2)], GROUPED)
+    root = write_split(tmp_path, "val", [image(1)], [item(1, 1, [0, 0, 9, 9], category=1)], GROUPED)
+    train, told = load_split(at(root), "train"), "category 0 (cell) only groups others and has no object: it is no class"
+    assert train.categories == Categories((1, 2), ("cell", "dirt"))
+    assert train.remarks == (told, "1 of the 2 classes has no object to train on: cell")
+    val = load_split(at(root), "val", train.categories)
+    assert val.objects(1).labels.tolist() == [0] and val.remarks == (told,)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_group_with_an_object_in_either_split_is_a_class(tmp_path, split):
+    for name in ("train", "val"):
+        category = 0 if name == split else 1
+        write_split(tmp_path, name, [image(1)], [item(1, 1, [0, 0, 9, 9], category=category)], GROUPED)
+    for name in ("train", "val"):
+        assert load_split(at(tmp_path), name).categories.names == ("cell", "cell (1)", "dirt")
+
+
+def test_a_category_in_a_group_of_its_own_name_is_a_class(tmp_path):
+    """As person in COCO, of which some subsets have no object."""
+    people = [{"id": i, "name": name, "supercategory": "person"} for i, name in ((1, "person"), (2, "child"))]
+    root = write_split(tmp_path, "train", [image(1)], [item(1, 1, [0, 0, 9, 9], category=2)], people)
+    assert load_split(at(root), "train").categories.names == ("person", "child")
+
+
+def test_classes_without_a_training_object_are_named_the_first_of_many(tmp_path):
+    many = [{"id": i, "name": f"c{i}"} for i in range(20)]
+    crowd = item(2, 1, [0, 0, 9, 9], category=4, iscrowd=1)
+    root = write_split(tmp_path, "train", [image(1)], [item(1, 1, [0, 0, 9, 9], category=3), crowd], many)
+    told = "19 of the 20 classes have no object to train on: c0, c1, c2, c4, c5, c6, c7, c8, ..."
+    assert load_split(at(root), "train").remarks == (told,)
+    write_split(root, "val", [image(1)], [item(1, 1, [0, 0, 9, 9], category=3)], many)
+    assert load_split(at(root), "val").remarks == ()
 
 
 def test_every_defect_with_its_place(tmp_path):

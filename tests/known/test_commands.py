@@ -113,6 +113,7 @@ def test_labels_from_a_file_are_told(folder, detector, main):
     assert content["told"] == f"labels of {file}" and content["ap_of"]["nothing told"] is not None
     for text, sentence in (
         ('{"classes": ["pink"], "images": {}}', "has classes that the detector does not know: pink"),
+        ('{"classes": ["red", "red"], "images": {}}', "has several classes of one name"),
         ('{"classes": ["red"], "images": {"1": []}}', "not a file of image labels"),
         ("[]", "not a file of image labels"),
     ):

@@ -110,14 +110,14 @@ def test_a_new_training_begins_with_the_projections_of_a_checkpoint_and_its_own_
     vectors = torch.randn(len(names), 2, generator=torch.Generator().manual_seed(5))
     model = tiny_model(tiny_config(), len(names), vectors)
     own = model.label.table.embeddings.clone()
-    load_weights(model, for_classes(before, names, model.state_dict()), "before")
+    load_weights(model, for_classes(before, Categories(tuple(range(len(names))), names), model.state_dict()), "before")
     assert torch.equal(model.label.table.embeddings, own) and torch.equal(model.heads.cls[1].embeddings, own)
     for key in ("label.table.projection.weight", "heads.cls.0.projection.weight", "heads.cls.1.bias", "label.table.unknown"):
         assert torch.equal(model.state_dict()[key], before.model[key]), key
 
 
 def test_learned_classes_do_not_begin_a_training_with_vectors():
-    learned = replace(checkpoint(), model=tiny_model(tiny_config(), 2).state_dict(), category_names=["red", "green"])
+    learned = checkpoint(model=tiny_model(tiny_config(), 2).state_dict(), category_ids=[1, 2], category_names=["red", "green"])
     model = tiny_model(tiny_config(), 3, torch.randn(3, 2))
     with pytest.raises(UserError, match="another architecture"):
-        load_weights(model, for_classes(learned, ("green", "red", "x"), model.state_dict()), "learned")
+        load_weights(model, for_classes(learned, Categories((1, 2, 3), ("green", "red", "x")), model.state_dict()), "learned")

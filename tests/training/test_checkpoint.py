@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from dndetr.console import UserError
+from dndetr.data.coco import Categories
 from dndetr.training.checkpoint import (
+    categories_of,
     checkpoint_bytes,
     for_classes,
     load_checkpoint,
@@ -118,14 +120,29 @@ def test_another_number_of_classes_is_refused_by_name():
 
 def test_rows_of_classes_go_by_name():
     weights = {"heads.cls.0.bias": torch.arange(3.0), "label.table.weight": torch.arange(4.0)[:, None], "w": torch.ones(2)}
-    old = checkpoint(model=weights, category_names=["cat", "dog", "cow"])
+    old = checkpoint(model=weights, category_ids=[1, 2, 4], category_names=["cat", "dog", "cow"])
     born = {"heads.cls.0.bias": torch.full((2,), -1.0), "label.table.weight": torch.full((3, 1), -1.0), "w": torch.zeros(2)}
-    moved = for_classes(old, ["hen", "dog"], born)
+    moved = for_classes(old, Categories((2, 5), ("hen", "dog")), born)
     assert moved["heads.cls.0.bias"].tolist() == [-1, 1]
     assert moved["label.table.weight"][:, 0].tolist() == [-1, 1, 3]  # the unknown class stays the last
     assert moved["w"].tolist() == [1, 1]
-    assert for_classes(old, ["cat", "dog", "cow"], born).items() == weights.items()
+    assert for_classes(old, Categories((1, 2, 3), ("cat", "dog", "cow")), born).items() == weights.items()
     assert weights["heads.cls.0.bias"].tolist() == [0, 1, 2] and born["heads.cls.0.bias"].tolist() == [-1, -1]
+
+
+def test_rows_of_classes_of_one_name_go_by_id():
+    """As Roboflow names a group like a class in it, and earlier versions kept both."""
+    key, names = "heads.cls.0.bias", ["cell", "cell", "dirt"]
+    old = checkpoint(model={key: torch.arange(3.0)}, category_ids=[0, 1, 2], category_names=names)
+    born = {key: torch.full((3,), -1.0)}
+    for ids, names, rows in (
+        ((1, 2, 7), ("cell", "dirt", "hair"), [1, 2, -1]),
+        ((1, 2, 7), ("cell (1)", "dirt", "cell"), [1, 2, -1]),
+        ((0, 1, 2), ("cell", "cell (1)", "dirt"), [0, 1, 2]),
+        ((5, 6, 7), ("cell", "x", "y"), [-1, -1, -1]),
+    ):
+        assert for_classes(old, Categories(ids, names), born)[key].tolist() == rows
+    assert categories_of(old).names == ("cell", "cell (1)", "dirt")
 
 
 def test_another_architecture_is_refused():

@@ -263,6 +263,30 @@ def test_annotations_that_changed_under_the_same_path_are_noticed(settings, root
             each.write_text(text)
 
 
+def test_a_run_goes_on_with_the_classes_that_it_began_with(settings, tmp_path):
+    """Earlier versions kept a category that only groups others, and equal names."""
+    root = write_dataset(tmp_path / "data")
+    for file in (root / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        content["categories"] = [entry | {"supercategory": "red"} for entry in content["categories"]]
+        content["categories"].append({"id": 9, "name": "things", "supercategory": "none"})
+        file.write_text(json.dumps(content))
+    config = replace(with_train(settings, epochs=1), data=replace(settings.data, root=str(root)))
+    run = train(resolved(config), tmp_path / "run")
+    assert load_checkpoint(run, "last.pt").category_ids == [2, 5, 7, 9]
+    for file in (root / "annotations").iterdir():
+        content = json.loads(file.read_text())
+        content["categories"] = [entry | {"supercategory": "things"} for entry in content["categories"]]
+        content["categories"][0]["name"] = content["categories"][1]["name"]
+        file.write_text(json.dumps(content))
+    last = run / "checkpoints" / "last.pt"
+    before = load_checkpoint(last)
+    save_checkpoint(last, replace(before, category_names=["green", "green", "blue", "things"]))
+    train(resolved(with_train(config, epochs=2)), None, resume=run, allow_change=["dataset"])
+    after = load_checkpoint(last)
+    assert (after.category_ids, after.category_names) == ([2, 5, 7, 9], ["green", "green (5)", "blue", "things"])
+
+
 def test_a_dataset_that_moved_is_still_the_same(settings, root, half, whole, tmp_path):
     run, moved = copied(half, tmp_path), Path(shutil.copytree(root, tmp_path / "moved"))
     config = replace(settings, data=replace(settings.data, root=str(moved)))

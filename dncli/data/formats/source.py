@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from dndetr.console import UserError
-from dndetr.data.annotations import Annotations, find_twins
+from dndetr.data.annotations import Annotations
 from dndetr.data.images import is_picture
 from dndetr.data.store import Place, Store, files_below, is_folder, join
 from dndetr.data.suspects import find_suspects
@@ -35,7 +35,6 @@ class Source(NamedTuple):
         """Never raises on bad content: see `.defects`. `exif` is data.exif."""
         found = Annotations(self.file or self.store.place(self.name), self.store, exif)
         self.read(found)
-        find_twins(found)
         find_suspects(found)
         return found
 
