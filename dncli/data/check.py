@@ -11,7 +11,7 @@ from dndetr.console import UserError
 from dndetr.data import annotations as kinds
 from dndetr.data.annotations import Annotations, Defect, unique_names
 from dndetr.data.boxes import inside
-from dndetr.data.coco import Categories, ImageRecord, is_trained_on, lacking, pack
+from dndetr.data.coco import Categories, ImageRecord, foreign, is_trained_on, lacking, leave_out_unused, pack
 from dndetr.data.formats.source import SPLITS
 from dndetr.data.images import AS_SHOWN, Reading, SizeError, read_header, read_image
 from dndetr.data.layouts import Dataset
@@ -109,12 +109,9 @@ def add_unreadable(found: Annotations, track: Callable[[Iterable], Iterable], re
 
 def add_foreign(found: Annotations, known: Categories) -> None:
     """Categories that differ from the training split's: the detector would not know them."""
-    for i, name in found.categories.items():
-        if i not in known.labels:
-            found.add(kinds.UNKNOWN_CATEGORY, f"category {i} ({name}) is not in the training split")
-        elif not known.knows(i, name):
-            trained = known.names[known.labels[i]]
-            found.add(kinds.UNKNOWN_CATEGORY, f"category {i} is {name}, but {trained} in the training split")
+    leave_out_unused(found, known)
+    for line in foreign(found, known):
+        found.add(kinds.UNKNOWN_CATEGORY, line)
 
 
 def count(found: Annotations) -> Counts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dndetr.console import UserError
+from dndetr.console import UserError, shorten
 from dndetr.data.annotations import HARMLESS, REPAIRED, Annotations, Object, unique_names
 from dndetr.data.boxes import clipped
 from dndetr.data.layouts import Dataset
@@ -160,6 +160,7 @@ def load_split(dataset: Dataset, split: str, categories: Categories | None = Non
     if categories is None:
         categories = Categories.named(found.categories)
     else:
+        leave_out_unused(found, categories)
         refuse_foreign(found, categories)
     packed = pack(found, split, categories)
     return replace(packed, remarks=(*found.remarks, *remarks_on(packed)))
@@ -191,14 +192,30 @@ def is_trained_on(item: Object, found: Annotations) -> bool:
     return not item.crowd and not item.ignore and clipped(item.box, image.width, image.height) is not None
 
 
-def refuse_foreign(found: Annotations, known: Categories) -> None:
-    """Categories that the checkpoint does not know, or knows by another name."""
-    lines = []
+def leave_out_unused(found: Annotations, known: Categories) -> None:
+    """Take away the categories that are not among `known` and have no object, with a line."""
+    used = {item.category_id for item in found.objects}
+    unused = sorted(i for i in found.categories if i not in known.labels and i not in used)
+    names = [found.categories.pop(i) for i in unused]
+    if names:
+        them = "category" if len(names) == 1 else "categories"
+        found.remarks.append(f"{len(names)} {them} without objects, left out since training has none such: {shorten(names)}")
+
+
+def foreign(found: Annotations, known: Categories) -> list[str]:
+    """The categories that are not among `known`, or there by another name."""
+    lines, objects = [], Counter(item.category_id for item in found.objects)
     for i, name in sorted(found.categories.items()):
         if i not in known.labels:
-            lines.append(f"{found.file}: category {i} ({name}) is not among the {len(known)} that were trained")
+            have = "1 object has" if objects[i] == 1 else f"{objects[i]} objects have"
+            lines.append(f"category {i} ({name}) is not among the {len(known)} that were trained, and {have} it")
         elif not known.knows(i, name):
-            lines.append(f"{found.file}: category {i} is {name}, but was trained as {known.names[known.labels[i]]}")
+            lines.append(f"category {i} is {name}, but was trained as {known.names[known.labels[i]]}")
+    return lines
+
+
+def refuse_foreign(found: Annotations, known: Categories) -> None:
+    lines = [f"{found.file}: {line}" for line in foreign(found, known)]
     if lines:
         more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         raise UserError(*lines[:SHOWN], *more, "give the annotations the category ids and names of the training data")

@@ -118,8 +118,12 @@ def test_categories_of_the_splits_must_agree(tmp_path):
     sound(tmp_path)
     other = [{"id": 3, "name": "cow"}, {"id": 8, "name": "hen"}]
     write_split(tmp_path, "val", [image(1)], [item(1, 1, [0, 0, 5, 5])], other)
-    messages = [defect.message for defect in check_dataset(at(tmp_path)).defects]
-    assert messages == ["category 3 is cow, but cat in the training split", "category 8 (hen) is not in the training split"]
+    report = check_dataset(at(tmp_path))
+    assert [defect.message for defect in report.defects] == ["category 3 is cow, but was trained as cat"]
+    assert "val: 1 category without objects, left out since training has none such: hen" in report.remarks
+    write_split(tmp_path, "val", [image(1)], [item(i, 1, [i, 0, 5, 5], category=8) for i in range(2)], other)
+    told = "category 8 (hen) is not among the 2 that were trained, and 2 objects have it"
+    assert [defect.message for defect in check_dataset(at(tmp_path)).defects][-1] == told
     assert {entry["id"] for entry in CATEGORIES} == {3, 7}
 
 

@@ -226,12 +226,23 @@ def test_categories_of_a_checkpoint(tmp_path):
     split = load_split(at(root), "val", known)
     assert split.categories is known and split.objects(1).labels.tolist() == [2]
     assert (
-        "category 7 (dog) is not among the 1 that were trained"
+        "category 7 (dog) is not among the 1 that were trained, and 1 object has it"
         in refusal(root, "val", categories=Categories((3,), ("cat",)))[0]
     )
     assert (
         "category 3 is cat, but was trained as cow" in refusal(root, "val", categories=Categories((3, 7), ("cow", "dog")))[0]
     )
+
+
+def test_categories_that_training_lacks_are_left_out_where_they_have_no_object(tmp_path):
+    more = [{"id": 3, "name": "cat"}, {"id": 8, "name": "hen"}, {"id": 9, "name": "cow"}]
+    root = write_split(tmp_path, "val", [image(1)], [item(1, 1, [0, 0, 5, 5])], more)
+    known = Categories((3,), ("cat",))
+    split = load_split(at(root), "val", known)
+    assert split.categories is known and split.objects(1).labels.tolist() == [0]
+    assert split.remarks == ("2 categories without objects, left out since training has none such: hen, cow",)
+    write_split(tmp_path, "val", [image(1)], [item(1, 1, [0, 0, 5, 5], category=9, iscrowd=1)], more)
+    assert "category 9 (cow) is not among the 1 that were trained" in refusal(root, "val", categories=known)[0]
 
 
 def test_categories_are_plain():

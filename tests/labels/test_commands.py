@@ -89,6 +89,7 @@ def test_vectors_let_a_run_be_evaluated_on_classes_that_it_never_saw(work, main,
     file = tmp_path / "other" / "annotations" / "instances_val.json"
     content = json.loads(file.read_text())
     content["categories"] = [{"id": 1, "name": "pink"}, *content["categories"]]
+    content["annotations"].append(content["annotations"][0] | {"id": 5000, "category_id": 1, "iscrowd": 1})
     file.write_text(json.dumps(content))
     refused = main("eval", "--ckpt", work.run, "data.root=other")
     assert refused.code == 2 and "category 1 (pink) is not among the 3 that were trained" in refused.err
