@@ -21,7 +21,9 @@ class Mark(NamedTuple):
 
     box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the image
     label: int  # chooses the colour
-    text: str
+    text: str  # nothing is written where it is empty
+    color: tuple[int, int, int] | None = None  # instead of the label's
+    thick: int = 1  # times the usual line
 
 
 def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
@@ -35,9 +37,10 @@ def draw_marks(image: Image.Image, marks: Sequence[Mark]) -> Image.Image:
     line, height = max(2, shorter // 250), max(13, shorter // 40)
     for mark in marks:
         x1, y1, x2, y2 = (round(v * scale) for v in mark.box)
-        color = color_of(mark.label)
-        canvas.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=color, width=line)
-        write_label(canvas, picture.size, (x1, y1), mark.text, color, height)
+        color = mark.color or color_of(mark.label)
+        canvas.rectangle((min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)), outline=color, width=mark.thick * line)
+        if mark.text:
+            write_label(canvas, picture.size, (x1, y1), mark.text, color, height)
     return picture
 
 

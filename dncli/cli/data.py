@@ -105,6 +105,28 @@ def stats(
     stats(find_dataset(config.data, config.train.seed), config, preset, out)
 
 
+@app.command()
+def look(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new or empty folder.")],
+    preset: Annotated[
+        str, typer.Argument(metavar="[PRESET]", help="Name or YAML file.", autocompletion=preset_names)
+    ] = DEFAULT_PRESET,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(min=1, max=100, metavar="N", help="Images to draw.")] = 16,
+) -> None:
+    """Draw training images as the detector sees them in the first epoch, and the noised queries that it is told beside them.
+
+    Example: [bold]dndetr data look dn-deform-lite data.root=COCO --out look[/bold]
+    """
+    from dndetr.data.look import look
+    from dndetr.resolve import load_preset
+
+    settings = overrides or []
+    if is_setting(preset):
+        preset, settings = DEFAULT_PRESET, [preset, *settings]
+    say(look(load_preset(preset, settings).config, out, count))
+
+
 def settings_for(root: str, overrides: list[str] | None, preset: str = DEFAULT_PRESET) -> Config:
     """The settings of a preset with this dataset; a first argument that is a setting names no folder."""
     from dataclasses import replace

@@ -65,6 +65,12 @@ def pixels(picture: Image.Image) -> Tensor:
     return F.normalize(F.to_dtype(F.pil_to_tensor(picture), torch.float32, scale=True), MEAN, STD, inplace=True)
 
 
+def picture_of(view: Tensor) -> Image.Image:
+    """The inverse of `pixels`: normalised (3, h, w) to a picture."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    return F.to_pil_image(F.to_dtype((view * std + mean).clamp(0, 1), torch.uint8, scale=True))
+
+
 def cropped(sample: Sample, scale: float, rng: torch.Generator) -> Sample:
     """Resize, then cut a random window out; objects that leave it, or nearly, are gone."""
     shorter = round(choice(BEFORE_CROP, rng) * scale)

@@ -37,6 +37,7 @@ COMMANDS = [
     "data check",
     "data convert",
     "data stats",
+    "data look",
     "labels",
     "labels embed",
     "labels classify",
@@ -107,11 +108,12 @@ def test_help_has_a_short_form(command, main):
         ("labels", "embed classify"),
         ("labels embed", "NAME --out --data"),
         ("labels classify", "KEY=VALUE --ckpt --out --epochs --seed"),
-        ("data", "shapes check convert stats"),
+        ("data", "shapes check convert stats look"),
         ("data shapes", "--out --train --val --size --seed"),
         ("data check", "ROOT --queries"),
         ("data convert", "SRC KEY=VALUE --to"),
         ("data stats", "ROOT KEY=VALUE --preset --out"),
+        ("data look", "PRESET KEY=VALUE --count --out"),
     ],
 )
 def test_help_names_every_option(command, options, main):
