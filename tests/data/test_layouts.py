@@ -1,5 +1,7 @@
 """Every layout holds the same dataset: found by itself, on disk and in a zip file, read to the same images and objects."""
 
+import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -377,6 +379,40 @@ def test_paths_of_data_yaml_are_followed(root, tmp_path, train, path):
 def test_a_spoilt_file_is_told_with_its_place(root, tmp_path, layout, name, change, told):
     said = spoilt(root, tmp_path, layout, name, change)
     assert told in said and (name if name != "labelmap.txt" else "Annotations/") in said
+
+
+@pytest.mark.parametrize("layout", ["Pascal VOC", "LabelMe", "metadata.jsonl"])
+def test_classes_without_a_list_are_those_of_both_splits(root, tmp_path, layout):
+    """Else the validation split would number its classes otherwise, where it lacks one of them."""
+    few = rename(root, tmp_path / "few", {})
+    content = json.loads((few / "annotations" / "instances_val.json").read_text())
+    content["annotations"] = [entry | {"category_id": 1} for entry in content["annotations"]]
+    write_json(few / "annotations" / "instances_val.json", content)
+    WRITERS[layout](few, tmp_path / "d")
+    for name in ("labelmap.txt", "labels.txt"):
+        (tmp_path / "d" / name).unlink(missing_ok=True)
+    for file in (tmp_path / "d").rglob("metadata.jsonl"):
+        file.write_text(
+            re.sub(r'"categories": \[(.*?)\]', lambda m: f'"categories": [{named_classes(m[1])}]', file.read_text())
+        )
+    train = load_split(at(tmp_path / "d"), "train")
+    assert train.categories.names == ("axe", "nut", "saw")
+    assert set(load_split(at(tmp_path / "d"), "val", train.categories).labels.tolist()) == {2}
+
+
+def named_classes(numbers: str) -> str:
+    return ", ".join(f'"{CLASSES[int(number)]}"' for number in numbers.split(", ") if number)
+
+
+def test_voc_beside_its_images_is_found(root, tmp_path):
+    """As Roboflow exports it."""
+    WRITERS["Pascal VOC"](root, tmp_path / "voc")
+    for split, folder in (("train", "train"), ("val", "valid")):
+        shutil.copytree(root / split, tmp_path / "d" / folder)
+        for file in (tmp_path / "voc" / "Annotations").glob(f"{split}-*.xml"):
+            shutil.copy(file, tmp_path / "d" / folder)
+    assert at(tmp_path / "d").line == f"{tmp_path}/d, Pascal VOC: train and valid"
+    assert torch.equal(load_split(at(tmp_path / "d"), "val").boxes, load_split(at(root), "val").boxes)
 
 
 def test_difficult_objects_of_voc_are_marked(root, tmp_path):

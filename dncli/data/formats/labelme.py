@@ -11,7 +11,7 @@ from dndetr.data import annotations as kinds
 from dndetr.data.annotations import Annotations, shown
 from dndetr.data.formats.pages import Page, Shape, take_pages
 from dndetr.data.formats.reading import Box, json_of
-from dndetr.data.formats.source import Source, Sources, folders_with, pictures_below
+from dndetr.data.formats.source import Source, Sources, all_but, folders_with, pictures_below
 from dndetr.data.images import is_picture
 from dndetr.data.store import Place, Store, is_file, join
 
@@ -25,8 +25,14 @@ def labelme(store: Store) -> Sources:
     if is_file(store, "labels.txt"):
         lines = store.place("labels.txt").read_bytes().decode("utf-8-sig", "replace").splitlines()
         classes = [line.strip() for line in lines if line.strip() and not line.startswith("_")]  # __ignore__, _background_
+    images = {split: pictures_below(store, folder) for split, folder in folders.items()}
     return {
-        split: Source("LabelMe", folder, store, partial(read_labelme, images=pictures_below(store, folder), classes=classes))
+        split: Source(
+            "LabelMe",
+            folder,
+            store,
+            partial(read_labelme, images=images[split], classes=classes, beside=all_but(split, images)),
+        )
         for split, folder in folders.items()
     }
 
@@ -43,12 +49,16 @@ def has_labelme(store: Store, folder: str) -> bool:
     )
 
 
-def read_labelme(found: Annotations, images: Sequence[str], classes: Sequence[str]) -> None:
+def read_labelme(found: Annotations, images: Sequence[str], classes: Sequence[str], beside: Sequence[str] = ()) -> None:
     """LabelMe: a .json beside each image; every shape is a box, the extent of its points.
 
     Of a circle, told by its centre and a point on it, that is the square around it. Points and lines are no objects.
     """
-    take_pages(found, images, lambda image: str(PurePosixPath(image).with_suffix(".json")), labelme_page, classes, ".json")
+    take_pages(found, images, json_beside, labelme_page, classes, beside, ".json")
+
+
+def json_beside(image: str) -> str:
+    return str(PurePosixPath(image).with_suffix(".json"))
 
 
 def labelme_page(found: Annotations, place: Place) -> Page:

@@ -33,15 +33,23 @@ def take_pages(
     file_of: Callable[[str], str],
     page_of: Callable[[Annotations, Place], Page],
     classes: Sequence[str],
+    beside: Sequence[str],
     what: str,
 ) -> None:
-    """Images with a file each, called `what`; without `classes` these are the names that appear, in the alphabet's order."""
-    pages = {}
-    for image in images:
-        if is_file(found.store, file_of(image)):
-            pages[image] = page_of(found, found.store.place(file_of(image)))
-    names = {shape.name for page in pages.values() for shape in page.shapes if shape.corners is not None}
-    number_of = take_classes(found, classes or sorted(names))
+    """Images with a file each, called `what`. Without `classes` these are the names that appear in it or in the files of
+    `beside`, the images of the other split, in the alphabet's order.
+    """
+
+    def read(names: Sequence[str], found: Annotations) -> dict[str, Page]:
+        there = [name for name in names if is_file(found.store, file_of(name))]
+        return {name: page_of(found, found.store.place(file_of(name))) for name in there}
+
+    pages = read(images, found)
+    if not classes:
+        others = read(beside, Annotations(found.file, found.store))  # what is wrong with them is said of their split
+        shapes = [shape for page in (*pages.values(), *others.values()) for shape in page.shapes]
+        classes = sorted({shape.name for shape in shapes if shape.corners is not None})
+    number_of = take_classes(found, classes)
     passed_over = 0
     for name, image in start_images(found, images, {name: page.size for name, page in pages.items()}):
         found.reading = found.store.place(file_of(name))

@@ -73,3 +73,8 @@ def pictures_below(store: Store, folder: str) -> list[str]:
 
 def pictures_in(store: Store, folder: str) -> list[str]:
     return sorted(join(folder, name) for name in store.listing(folder) if is_picture(name))
+
+
+def all_but(split: str, names: dict[str, list[str]]) -> list[str]:
+    """What the other splits have, of lists by split."""
+    return [name for other, listed in names.items() if other != split for name in listed]

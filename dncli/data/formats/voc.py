@@ -11,7 +11,18 @@ from dndetr.data import annotations as kinds
 from dndetr.data.annotations import Annotations
 from dndetr.data.formats.pages import Page, Shape, take_pages
 from dndetr.data.formats.reading import numbers_of, text_of, xml_of
-from dndetr.data.formats.source import SPLITS, Source, Sources, called, folders_with, one_of, pictures_below, pictures_in
+from dndetr.data.formats.source import (
+    SPLITS,
+    Reader,
+    Source,
+    Sources,
+    all_but,
+    called,
+    folders_with,
+    one_of,
+    pictures_below,
+    pictures_in,
+)
 from dndetr.data.store import Place, Store, is_file, is_folder, join
 
 
@@ -22,17 +33,24 @@ def pascal_voc(store: Store) -> Sources:
     base = one_of(store, bases, "the dataset")
     if base is None:
         folders = folders_with(store, "XML files", lambda folder: any(n.endswith(".xml") for n in store.listing(folder)))
-        return {split: voc_source(store, folder, folder, pictures_in(store, folder)) for split, folder in folders.items()}
+        images = {split: pictures_in(store, folder) for split, folder in folders.items()}
+        return voc_sources(store, folders, images, lambda image: str(PurePosixPath(image).with_suffix(".xml")), [])
     pictures = {PurePosixPath(name).stem: name for name in pictures_below(store, join(base, "JPEGImages"))}
-    xml = join(base, "Annotations")
-    lists = {name[: -len(".txt")]: name for name in store.listing(join(base, "ImageSets/Main")) if name.endswith(".txt")}
-    sources = {}
-    for split in SPLITS:
-        if name := one_of(store, called(lists, split), f"the {split} split"):
-            stems = stems_of(store, join(base, "ImageSets/Main", lists[name]))
-            images = sorted(pictures.get(stem, join(base, "JPEGImages", f"{stem}.jpg")) for stem in stems)
-            sources[split] = voc_source(store, join(base, "ImageSets/Main", lists[name]), xml, images, base)
-    return sources or {"train": voc_source(store, xml, xml, sorted(pictures.values()), base)}
+    folder, xml = join(base, "ImageSets/Main"), join(base, "Annotations")
+    lists = [name[: -len(".txt")] for name in store.listing(folder) if name.endswith(".txt")]
+    names = {split: one_of(store, called(lists, split), f"the {split} split") for split in SPLITS}
+    names = {split: join(folder, f"{name}.txt") for split, name in names.items() if name}
+    images = {
+        split: sorted(pictures.get(stem, join(base, "JPEGImages", f"{stem}.jpg")) for stem in stems_of(store, name))
+        for split, name in names.items()
+    } or {"train": sorted(pictures.values())}
+    return voc_sources(
+        store,
+        names or {"train": xml},
+        images,
+        lambda image: join(xml, f"{PurePosixPath(image).stem}.xml"),
+        voc_classes(store, base),
+    )
 
 
 def stems_of(store: Store, name: str) -> list[str]:
@@ -41,13 +59,18 @@ def stems_of(store: Store, name: str) -> list[str]:
     return list(dict.fromkeys(PurePosixPath(line.split()[0]).name for line in lines if line.strip()))
 
 
-def voc_source(store: Store, name: str, xml: str, images: Sequence[str], base: str = "") -> Source:
-    def file_of(image: str) -> str:
-        return join(xml, f"{PurePosixPath(image).stem}.xml")
+def voc_sources(
+    store: Store,
+    names: dict[str, str],
+    images: dict[str, list[str]],
+    file_of: Callable[[str], str],
+    classes: Sequence[str],
+) -> Sources:
+    def read(split: str) -> Reader:
+        beside = all_but(split, images)
+        return partial(read_voc, images=images[split], file_of=file_of, classes=classes, beside=beside)
 
-    return Source(
-        "Pascal VOC", name, store, partial(read_voc, images=images, file_of=file_of, classes=voc_classes(store, base))
-    )
+    return {split: Source("Pascal VOC", name, store, read(split)) for split, name in names.items()}
 
 
 def voc_classes(store: Store, base: str) -> list[str]:
@@ -59,14 +82,20 @@ def voc_classes(store: Store, base: str) -> list[str]:
     return [name for name in names if name != "background"]
 
 
-def read_voc(found: Annotations, images: Sequence[str], file_of: Callable[[str], str], classes: Sequence[str]) -> None:
+def read_voc(
+    found: Annotations,
+    images: Sequence[str],
+    file_of: Callable[[str], str],
+    classes: Sequence[str],
+    beside: Sequence[str] = (),
+) -> None:
     """Pascal VOC: an XML file an image, `file_of` its name. Pixels count from 1, and the last one is inside of the box.
 
     So a box begins at xmin - 1 and ends at xmax, and its width is xmax - xmin + 1. Objects marked `difficult` are not to be
     taught. Parts of objects are passed over.
     """
     found.remarks.append("boxes of Pascal VOC are read as pixels from 1: from xmin - 1 to xmax")
-    take_pages(found, images, file_of, voc_page, classes, "XML file")
+    take_pages(found, images, file_of, voc_page, classes, beside, "XML file")
 
 
 def voc_page(found: Annotations, place: Place) -> Page:
