@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
 import logging
 import os
 import platform
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -163,14 +165,16 @@ def extension_tools(device: str) -> Iterator[ModuleType]:
     import ninja
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it guesses CUDA's place aloud
-    from torch.utils import cpp_extension
+    with contextlib.redirect_stderr(io.StringIO()):  # where PyTorch 2.7 does so
+        from torch.utils import cpp_extension
 
     before, home = os.environ["PATH"], cpp_extension.CUDA_HOME
     os.environ["PATH"] = os.pathsep.join((ninja.BIN_DIR, before))
     if device == "cuda":
         cpp_extension.CUDA_HOME = cuda_home()
     try:
-        yield cpp_extension
+        with warnings.catch_warnings(action="ignore"):  # 2.7 knows few names of compilers
+            yield cpp_extension
     finally:
         os.environ["PATH"], cpp_extension.CUDA_HOME = before, home
 

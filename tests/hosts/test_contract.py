@@ -247,5 +247,5 @@ class Alone(torch.nn.Module):
 @pytest.mark.parametrize("form", FORMS)
 def test_an_exported_detector_computes_the_same(form):
     model, one, other = Alone(detector(form)), torch.rand(1, 3, 64, 96), torch.randn(1, 3, 64, 96)
-    exported = torch.export.export(model, (one,)).module()
+    exported = torch.export.export(model, (one,), strict=False).module()  # the default since 2.8
     torch.testing.assert_close(exported(other), model(other))
