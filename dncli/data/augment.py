@@ -78,6 +78,7 @@ def cropped(sample: Sample, scale: float, rng: torch.Generator) -> Sample:
     least, most = (max(1, round(side * scale)) for side in CROP)
     width, height = (between(min(least, side), min(most, side), rng) for side in picture.size)
     left, top = between(0, picture.width - width, rng), between(0, picture.height - height, rng)
+    # F.crop clamps too, but its way back from corners to centres rounds past the border, and sanitize would drop such a box.
     boxes = F.clamp_bounding_boxes(F.crop(boxes, top, left, height, width))
     boxes, stays = F.sanitize_bounding_boxes(boxes, min_size=SLIVER)
     return F.crop(picture, top, left, height, width), boxes, labels[stays]
@@ -92,11 +93,17 @@ def resized(sample: Sample, size: int, max_size: int | None) -> Sample:
 
 
 def fitted(height: int, width: int, size: int, max_size: int | None) -> tuple[int, int]:
-    """Height and width with `size` as the shorter side, or less where the longer would exceed `max_size`."""
-    ratio = size / min(height, width)
-    if max_size is not None:
-        ratio = min(ratio, max_size / max(height, width))
-    return max(1, round(height * ratio)), max(1, round(width * ratio))
+    """Height and width with `size` as the shorter side, or less where the longer would exceed `max_size`.
+
+    DETR's rule, to the pixel: what is left of the shorter side is rounded first, and the longer one, cut off to whole pixels,
+    follows from it. By that rounding DETR lets it exceed the maximum by a few pixels in long strips; here it never does.
+    """
+    shorter, longer = sorted((height, width))
+    if max_size is not None and longer * size > max_size * shorter:
+        size = max(1, round(max_size * shorter / longer))
+    length = size * longer // shorter
+    length = length if max_size is None else min(length, max_size)
+    return (size, length) if height <= width else (length, size)
 
 
 def chance(probability: float, rng: torch.Generator) -> bool:

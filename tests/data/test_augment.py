@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
 
 from dndetr.config import DataConfig
-from dndetr.data.augment import MEAN, STD, fitted, fixed_view, image_generator, pixels, training_view
+from dndetr.data.augment import MEAN, SLIVER, STD, cropped, fitted, fixed_view, image_generator, pixels, training_view
 
 PLAIN = DataConfig(sizes=(96,), eval_size=96, max_size=200, crop=False, flip=0.0)
 WIDTH, HEIGHT = 120, 96
@@ -83,6 +85,27 @@ def test_crops_keep_the_labels_of_their_boxes():
     assert len(counts) > 2
 
 
+def test_no_object_that_a_crop_cuts_is_lost(monkeypatch):
+    """Of 40 crops of 200 boxes, all that keep more than a sliver."""
+    windows, crop, cut = [], F.crop, 0
+    monkeypatch.setattr(F, "crop", lambda x, *window: windows.append((x, window)) or crop(x, *window))
+    picture, rng = Image.new("RGB", (480, 400)), torch.Generator().manual_seed(0)
+    for seed in range(40):
+        centers, sides = 0.1 + 0.8 * torch.rand(200, 2, generator=rng), 0.02 + 0.3 * torch.rand(200, 2, generator=rng)
+        pixel = torch.cat((centers, sides), 1) * torch.tensor([480, 400, 480, 400])
+        boxes = tv_tensors.BoundingBoxes(pixel, format="CXCYWH", canvas_size=(400, 480))
+        windows.clear()
+        _, _, labels = cropped((picture, boxes, torch.arange(200)), 1.0, image_generator(seed, 1, 1, "view"))
+        whole, (top, left, height, width) = windows[0]
+        center, side = whole.as_subclass(torch.Tensor).double().split(2, dim=1)
+        origin, limit = torch.tensor([left, top]), torch.tensor([width, height])
+        low, high = center - side / 2 - origin, center + side / 2 - origin
+        stays = (high.minimum(limit) - low.clamp(min=0) > SLIVER + 0.01).all(1)
+        cut += int((stays & ((low < 0) | (high > limit)).any(1)).sum())
+        assert set(stays.nonzero()[:, 0].tolist()) <= set(labels.tolist())
+    assert cut > 500
+
+
 def test_images_without_objects():
     empty = torch.zeros(0, 4)
     for seed in range(6):
@@ -105,10 +128,34 @@ def test_normalised_as_imagenet():
 
 
 def test_sizes():
-    assert fitted(480, 640, 800, 1333) == (800, 1067)
-    assert fitted(480, 1200, 800, 1333) == (533, 1333)
+    assert fitted(480, 640, 800, 1333) == (800, 1066)
+    assert fitted(640, 427, 800, 1333) == (1199, 800)
+    assert fitted(375, 1000, 800, 1333) == (500, 1333)  # 499.9 are rounded
+    assert fitted(1200, 480, 800, 1333) == (1332, 533)  # 533.2 are rounded, and 1332.5 of them cut off
+    assert fitted(104, 1000, 800, 1333) == (139, 1333)  # where DETR itself has 1336
+    assert fitted(1, 5000, 800, 1333) == (1, 1333)
     assert fitted(96, 96, 96, 96) == (96, 96)
     assert fixed_view(Image.new("RGB", (60, 40)), replace(PLAIN, eval_size=80, max_size=100)).shape == (3, 67, 100)
+
+
+def test_sizes_are_those_of_detr_in_transformers():
+    """Of 20,000 random pictures. Where the maximum acts, transformers takes the longer side from the shorter one before it is
+    rounded, DETR from the rounded one.
+    """
+    resize = pytest.importorskip("transformers.image_transforms").get_size_with_aspect_ratio
+    rng = np.random.default_rng(0)
+    acted = 0
+    for height, width in rng.integers(50, 3000, (20_000, 2)).tolist():
+        size = int(rng.choice(DataConfig.sizes))
+        ours, theirs = fitted(height, width, size, 1333), resize((height, width), size, 1333)
+        if min(ours) == size:
+            assert ours == theirs, (height, width, size)
+            continue
+        acted += 1
+        (short, long), ratio = sorted(ours), max(height, width) / min(height, width)
+        assert short == min(theirs) and (ours[0] > ours[1]) == (theirs[0] > theirs[1])
+        assert max(theirs) - ratio / 2 - 1 <= long <= 1333, (height, width, size)
+    assert 2000 < acted < 18_000
 
 
 def test_streams_are_apart_and_repeat():
