@@ -41,7 +41,7 @@ def mended(found: Annotations) -> Iterator[str]:
             yield f"{number[kind]} of {len(found.objects)} boxes {what}"
     ignored = sum(item.ignore for item in found.objects)
     if ignored:
-        yield f'{ignored} objects are marked to be ignored ("ignore", or difficult): not trained on, but counted, as COCO does'
+        yield f'objects to be ignored ("ignore", or difficult), {ignored}, are not trained on, but counted, as COCO does'
     yield from (defect.message for defect in found.defects if defect.kind == CORNERS)
 
 

@@ -459,3 +459,79 @@ def test_another_reader_has_the_same_boxes(root, tmp_path, layout):
         mine = [(*item.box, ours.categories[item.category_id]) for item in ours.objects if item.image_id == image.id]
         for (a, b, c, d, name), (x, y, w, h, mine_name) in zip(sorted(rows), sorted(mine), strict=True):
             assert name == mine_name and [x, y, x + w, y + h] == pytest.approx([a, b, c, d], abs=0.01)
+
+
+# Layouts that are COCO's or YOLO's with other names
+
+
+def test_lvis_has_its_file_names_in_an_address(root, tmp_path):
+    """Images of its validation split may lie in train2017."""
+    shutil.copytree(root / "train", tmp_path / "train2017")
+    for split, content in splits_of(root):
+        shutil.copytree(root / split, tmp_path / "train2017", dirs_exist_ok=True)
+        for picture in content["images"]:
+            picture["coco_url"] = f"http://images.cocodataset.org/train2017/{picture.pop('file_name')}"
+        write_json(tmp_path / "annotations" / f"lvis_v1_{split}.json", content)
+    found = at(tmp_path)
+    assert ", LVIS: annotations/lvis_v1_train.json and annotations/lvis_v1_val.json" in found.line
+    assert load_split(found, "val").images[0].path == tmp_path / "train2017" / "val-001.png"
+
+
+def test_objects365_keeps_the_last_parts_of_its_paths(root, tmp_path):
+    for split, content in splits_of(root):
+        shutil.copytree(root / split, tmp_path / split / "patch7")
+        for picture in content["images"]:
+            picture["file_name"] = f"images/v1/patch7/{picture['file_name']}"
+        write_json(tmp_path / "annotations" / f"zhiyuan_objv2_{split}.json", content)
+    found = at(tmp_path)
+    assert ", Objects365: " in found.line
+    assert load_split(found, "train").images[0].path == tmp_path / "train" / "patch7" / "train-001.png"
+
+
+def test_yolo_without_a_yaml_takes_its_classes_from_a_list(root, tmp_path):
+    """As Label Studio exports it."""
+    WRITERS["YOLO"](root, tmp_path / "d")
+    shutil.copytree(tmp_path / "d" / "train", tmp_path / "one")
+    (tmp_path / "one" / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    split = load_split(at(tmp_path / "one"), "train")
+    assert torch.equal(split.boxes, load_split(at(root), "train").boxes) and split.categories.names == CLASSES
+
+
+def test_cvat_s_default_subset_is_one_set_of_images(root, tmp_path):
+    shutil.copytree(root / "train", tmp_path / "images" / "default")
+    shutil.copytree(root / "annotations", tmp_path / "annotations")
+    (tmp_path / "annotations" / "instances_val.json").unlink()
+    (tmp_path / "annotations" / "instances_train.json").rename(tmp_path / "annotations" / "instances_default.json")
+    assert at(tmp_path).line == f"{tmp_path}, CVAT's COCO export: annotations/instances_default.json"
+    assert len(load_split(at(tmp_path), "train").images) == 10
+
+
+def test_rotated_boxes_of_cvat_become_their_upright_extent(root, tmp_path):
+    WRITERS["CVAT's XML"](root, tmp_path / "d")
+    file = tmp_path / "d" / "annotations.xml"
+    box = 'xtl="10" ytl="10" xbr="20" ybr="14" rotation="90"'
+    text = re.sub(r'(<image id="0".*?<box label="\w+" )xtl=.*?(occluded)', rf"\1{box} \2", file.read_text(), count=1)
+    file.write_text(text)
+    written = load_split(at(tmp_path / "d"), "train")
+    assert written.written.boxes[0].tolist() == pytest.approx([13, 7, 4, 10])
+    assert "of rotated boxes, 1, the upright extent is taken" in written.remarks
+
+
+@pytest.mark.parametrize(
+    ("shape", "box"),
+    [
+        ({"points": [[5, 6], [9, 2], [7, 12]], "shape_type": "polygon"}, [5, 2, 4, 10]),
+        ({"points": [[10, 10], [13, 14]], "shape_type": "circle"}, [5, 5, 10, 10]),
+        ({"points": [[9, 9], [3, 4]], "shape_type": "rectangle"}, [3, 4, 6, 5]),
+        ({"points": [[9, 9]], "shape_type": "point"}, None),
+        ({"points": [[9, 9], [3, 4]], "shape_type": "line"}, None),
+    ],
+)
+def test_shapes_of_labelme_become_their_extent(root, tmp_path, shape, box):
+    WRITERS["LabelMe"](root, tmp_path / "d")
+    file = tmp_path / "d" / "train" / "train-004.json"
+    content = json.loads(file.read_text()) | {"shapes": [{"label": "saw", **shape}]}
+    write_json(file, content)
+    split = load_split(at(tmp_path / "d"), "train")
+    assert split.written.boxes[split.written.image_ids == 4].tolist() == ([] if box is None else [pytest.approx(box)])
+    assert ("points and lines are no objects here: 1 shapes passed over" in split.remarks) == (box is None)

@@ -128,7 +128,7 @@ def test_objects_to_be_ignored_are_counted_and_not_trained_on(tmp_path):
     split = load_split(at(tmp_path), "train")
     assert len(split.labels) == 1 and len(ground_truth(split).dataset["annotations"]) == 2
     (told,) = split.mended
-    assert told == '1 objects are marked to be ignored ("ignore", or difficult): not trained on, but counted, as COCO does'
+    assert told == 'objects to be ignored ("ignore", or difficult), 1, are not trained on, but counted, as COCO does'
     assert check_dataset(at(tmp_path)).splits["train"].objects == 1
 
 

@@ -59,7 +59,7 @@ def read_cvat(found: Annotations, folder: str, subset: str | None) -> None:
             else:
                 take_object(found, identity, number_of[label], corners, place)
     if turned:
-        found.remarks.append(f"{turned} boxes are rotated: their upright extent is taken")
+        found.remarks.append(f"of rotated boxes, {turned}, the upright extent is taken")
     find_images(found, folder)
 
 

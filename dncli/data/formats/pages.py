@@ -62,5 +62,5 @@ def take_pages(
                 take_object(found, image.id, number_of[shape.name], shape.corners, shape.place, ignore=shape.ignore)
     found.reading = None
     if passed_over:
-        found.remarks.append(f"{passed_over} shapes are points or lines, which are no objects here")
+        found.remarks.append(f"points and lines are no objects here: {passed_over} shapes passed over")
     say_bare(found, len(images) - len(pages), what)
