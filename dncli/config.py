@@ -94,7 +94,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     batch_size: int = 16  # images a step, over all processes and accumulated parts
     accumulate: int = 1  # parts in which a batch goes through the model
-    warmup_steps: int = 0
+    warmup_steps: int = 0  # in which the rates rise from 0; at most a tenth of all steps
     clip: float = 0.1  # largest norm of the gradient, 0 = no clipping
     ema: float = 0.0  # decay a step of the averaged weights that are evaluated, less in the first steps; 0 = none
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

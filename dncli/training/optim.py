@@ -7,6 +7,8 @@ from torch import nn
 
 from dndetr.config import TrainConfig
 
+WARMUP = 0.1  # of the steps of a training that its warm-up takes at most
+
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW in two groups, the backbone with its own learning rate; the weight decay is everywhere the same.
@@ -34,8 +36,16 @@ def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def rate_factor(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     """What the learning rates are multiplied by in `step` (0 is the first).
 
-    Linear warm-up to 1 over `warmup_steps`, then x 0.1 after `drop_epoch` epochs, where a fraction counts steps.
+    Linear warm-up to 1, see `warmup_steps`, then x 0.1 after `drop_epoch` epochs, where a fraction counts steps.
     """
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    warmup = min(1.0, (step + 1) / max(1, warmup_steps(config, steps_per_epoch)))
     dropped = step >= round(config.drop_epoch * steps_per_epoch)
     return warmup * (0.1 if dropped else 1.0)
+
+
+def warmup_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """The steps of the warm-up: those of the settings, at most WARMUP of the training.
+
+    A training of few images may be shorter than a warm-up that was set for many, and would never reach its rate.
+    """
+    return min(config.warmup_steps, int(WARMUP * steps_per_epoch * config.epochs))

@@ -14,13 +14,14 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from dndetr.config import Config, DataConfig
+from dndetr.config import Config, DataConfig, TrainConfig
 from dndetr.console import console, say, shorten
 from dndetr.data.augment import fitted
 from dndetr.data.coco import Split
 from dndetr.fonts import undrawable
 from dndetr.models.deformable import by_operator
 from dndetr.training import distributed
+from dndetr.training.optim import warmup_steps
 from dndetr.training.prepare import Data, samples
 
 T = TypeVar("T")
@@ -136,6 +137,7 @@ def plan(
         ("objects", f"at most {most} an image, {queries} queries" + (MORE_OBJECTS if most > queries else "")),
         *(("", remark) for remark in uncounted(data.validation.split, config.eval.detections)),
         ("denoising", denoising(config, data.train.most_objects)),
+        *warmup_row(train, steps),
         *operator_row(model, device),
         ("parameters", f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M"),
         ("weights", weights),
@@ -144,6 +146,14 @@ def plan(
         *(("", exception) for exception in exceptions),
     ]
     return "\n".join([f"dndetr train: {config.host.name}", *(f"  {name:<19}{value}" for name, value in rows)])
+
+
+def warmup_row(train: TrainConfig, steps: int) -> list[tuple[str, str]]:
+    """The warm-up, where the training is too short for the one of its settings."""
+    taken, total = warmup_steps(train, steps), steps * train.epochs
+    if taken == train.warmup_steps:
+        return []
+    return [("warm-up", f"{taken} of {total} steps, not the {train.warmup_steps} of train.warmup_steps: at most a tenth")]
 
 
 def operator_row(model: nn.Module, device: torch.device) -> list[tuple[str, str]]:

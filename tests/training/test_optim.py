@@ -34,6 +34,13 @@ def test_warm_up_is_linear_and_a_fraction_of_the_drop_epoch_counts_steps(step, f
     assert rate_factor(step, steps_per_epoch=10, config=config) == pytest.approx(factor)
 
 
+def test_a_warm_up_takes_a_tenth_of_the_training_at_most():
+    config = TrainConfig(warmup_steps=100, epochs=12, drop_epoch=12)
+    rates = [rate_factor(step, steps_per_epoch=4, config=config) for step in range(6)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0])
+    assert rate_factor(0, steps_per_epoch=1, config=TrainConfig(warmup_steps=100, epochs=9)) == 1.0
+
+
 def test_the_rate_keeps_the_ratio_of_the_groups():
     config = tiny_config(lr=1e-3, backbone_lr=1e-4)
     optimizer = build_optimizer(tiny_model(config), config.train)

@@ -200,6 +200,13 @@ def test_of_equal_epochs_the_last_is_the_best():
     assert ending([numbers(1, 0.2), numbers(2, 0.2)], Path("x")).startswith("best epoch, 2 of 2:")
 
 
+def test_the_header_tells_a_warm_up_that_the_training_is_too_short_for(root):
+    assert header(tiny_config(root, epochs=10, warmup_steps=3))["warm-up"] == (
+        "2 of 20 steps, not the 3 of train.warmup_steps: at most a tenth"
+    )
+    assert "warm-up" not in header(tiny_config(root, epochs=10, warmup_steps=2))
+
+
 def test_an_ending_without_any_evaluation_still_names_what_comes_next():
     assert ending([numbers(1, None)], Path("x")).splitlines()[0] == "pictures: x/predictions"
 
