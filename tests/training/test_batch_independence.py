@@ -54,6 +54,7 @@ def evaluated(model, batches, objects=None) -> Evaluation:
         Matcher(MatchConfig()),
         top=3 * QUERIES * CLASSES,
         counter="pycocotools",
+        most=100,
         precision="fp32",
         device=torch.device("cpu"),
     )
