@@ -19,7 +19,7 @@ from dndetr.data.formats.metadata import metadata
 from dndetr.data.formats.source import SPLITS, Sources
 from dndetr.data.formats.voc import pascal_voc
 from dndetr.data.formats.yolo import yolo
-from dndetr.data.store import Store, Within, is_folder, open_store
+from dndetr.data.store import Store, Within, is_folder, join, open_store
 
 LAYOUTS = (
     coco_folders, roboflow, fiftyone, label_studio, lvis, objects365, yolo, pascal_voc, cvat_xml, labelme, metadata,
@@ -151,8 +151,24 @@ def look(store: Store, root: Path) -> Sources:
             if sources := find(candidate):
                 return sources
     raise UserError(
-        f"{root}: holds no dataset in a layout that is known here",
+        f"{root}: holds no dataset in a layout that is known here" + "".join(f"; {hint}" for hint in almost(stores[-1])),
         "COCO has annotations/instances_train.json and instances_val.json beside the image folders train and val; Roboflow's, "
         "CVAT's, Label Studio's and FiftyOne's COCO exports, YOLO's data.yaml, Pascal VOC, LabelMe and others are found too: "
         "see docs/data.md; data.train=FILE data.val=FILE data.images=DIR names COCO files",
     )
+
+
+def almost(store: Store) -> list[str]:
+    """Which layouts are there but for something that they need."""
+    names, hints = store.listing(), []
+    folders = ["", *(name for name in names if is_folder(store, name))]
+    if labels := next((join(f, "labels") for f in folders if is_folder(store, join(f, "labels"))), None):
+        hints.append(f"{labels}/ looks like YOLO's, but there is no data.yaml with train, val and names")
+    if is_folder(store, "Annotations"):
+        hints.append("Annotations/ looks like Pascal VOC's, but there is no JPEGImages/")
+    if "result.json" in names:
+        hints.append("result.json looks like Label Studio's, but there is no images/: export it with its images")
+    files = [join(folder, name) for folder in ("", "annotations") for name in store.listing(folder) if name.endswith(".json")]
+    if files and not hints:
+        hints.append(f"if {min(files)} is a COCO file, name it with data.train and data.images")
+    return hints

@@ -144,6 +144,31 @@ def test_nothing_that_is_known_is_said_with_what_is(tmp_path):
     assert told.startswith(f"{tmp_path}: holds no dataset in a layout that is known here\n") and "data.yaml" in told
 
 
+@pytest.mark.parametrize(
+    ("layout", "lacks", "told"),
+    [
+        ("YOLO", ["data.yaml"], "train/labels/ looks like YOLO's, but there is no data.yaml with train, val and names"),
+        ("Pascal VOC", ["JPEGImages"], "Annotations/ looks like Pascal VOC's, but there is no JPEGImages/"),
+        (
+            "COCO files that were named",
+            ["pictures"],
+            "if my-train.json is a COCO file, name it with data.train and data.images",
+        ),
+    ],
+)
+def test_a_layout_that_lacks_something_is_told_what(root, tmp_path, layout, lacks, told):
+    WRITERS[layout](root, tmp_path / "d")
+    for name in lacks:
+        path = tmp_path / "d" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert refusal(at, tmp_path / "d").splitlines()[0].endswith(told)
+
+
+def test_label_studio_without_images_is_told(tmp_path):
+    write_json(tmp_path / "result.json", {"images": [], "categories": [], "annotations": []})
+    assert "result.json looks like Label Studio's, but there is no images/: export it with its images" in refusal(at, tmp_path)
+
+
 def test_a_folder_that_holds_nothing_but_the_dataset_is_entered(root, tmp_path):
     shutil.copytree(root, tmp_path / "outer" / "inner")
     assert len(load_split(at(tmp_path / "outer"), "train").images) == 10
