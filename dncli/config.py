@@ -57,6 +57,7 @@ class DataConfig:
             eval_size=(self.eval_size > 0, "above 0"),
             max_size=(self.max_size >= max(self.eval_size, 1), f"at least eval_size ({self.eval_size})"),
             holdout=(0 <= self.holdout < 1, "from 0 to below 1"),
+            root=(self.root == "shapes" or not (self.train or self.val), "left out where data.train or data.val name files"),
             images=(not self.images or bool(self.train or self.val), "given with data.train or data.val, whose images it has"),
             flip=(0 <= self.flip <= 1, "from 0 to 1"),
             vertical_flip=(0 <= self.vertical_flip <= 1, "from 0 to 1"),
@@ -71,6 +72,11 @@ class DataConfig:
         except ValueError:
             return None
         return (low, high) if -math.inf < low < high < math.inf else None
+
+    @property
+    def named(self) -> str:
+        """The data in a word."""
+        return self.val or self.train or self.root
 
 
 @dataclass(frozen=True)

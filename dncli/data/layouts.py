@@ -112,7 +112,7 @@ def find_dataset(data: DataConfig, seed: int = 0) -> Dataset:
         root = resolve_root(data.root)
         sources = look(open_store(root), root)
     if data.holdout and "val" in sources:
-        raise UserError(f"{root}: has a validation split, {sources['val'].name}: leave data.holdout out, or name the files")
+        raise UserError(f"{root}: has a validation split, {sources['val'].name}: set data.holdout=0, or name the files")
     return Dataset(root, sources, data.holdout, seed, data.exif, data.crowds)
 
 

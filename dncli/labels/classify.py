@@ -72,7 +72,7 @@ def classify(
         probabilities = head(val.features).sigmoid()
     precisions = average_precisions(probabilities, val.present)
     about = {
-        "checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.root, "epochs": epochs, "seed": seed,
+        "checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.named, "epochs": epochs, "seed": seed,
         "map": mean(precisions), "exact": exact_share(probabilities, val.present),
         "average_precision": dict(zip(categories.names, precisions, strict=True)),
     }  # fmt: skip

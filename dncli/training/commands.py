@@ -16,7 +16,7 @@ from dndetr.files import replace_text, writable
 from dndetr.labels.embeddings import for_categories
 from dndetr.models.matcher import Matcher
 from dndetr.resolve import from_tree, leaves, validated
-from dndetr.settings import Place, Setting, is_among, merge, parse_override
+from dndetr.settings import Place, Setting, Settings, is_among, merge, parse_override
 from dndetr.tasks import labels_of
 from dndetr.training import distributed
 from dndetr.training.checkpoint import Checkpoint, load_checkpoint
@@ -91,12 +91,12 @@ def evaluate_command(
     found = measure(checkpoint, config, ckpt, asks or {"": build_ask(config, categories)})
     if not found:
         return {}
-    report, title = Report(), f"{ckpt}, epoch {checkpoint.epoch}, {images_of(found)} images of {config.data.root}"
+    report, title = Report(), f"{ckpt}, epoch {checkpoint.epoch}, {images_of(found)} images of {config.data.named}"
     ways = [f"\n  {number}: {name}" for number, name in enumerate(asks, start=1)]
     most, columns = config.eval.detections, [evaluation.metrics for evaluation in found.values()]
     report.say(coco_table(title + "".join(ways), *columns, most=most))
     *_, last = found.values()
-    content = {"checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.root, "images": images_of(found)}
+    content = {"checkpoint": str(ckpt), "epoch": checkpoint.epoch, "data": config.data.named, "images": images_of(found)}
     content |= {"detections": most}
     content |= {**last.metrics, "anchor_distance": last.anchor_distance}
     if asks:
@@ -186,7 +186,7 @@ def settings_of(checkpoint: Checkpoint, overrides: Sequence[str], source: str | 
     for i, text in enumerate(overrides):
         given, wrong = parse_override(text, Place(2, i, f"override {text!r}"))
         settings, mistakes = merge(settings, given), mistakes + wrong
-    config = validated(settings, mistakes, origin)
+    config = validated(of_one_dataset(settings), mistakes, origin)
     given = [key for key, setting in settings.items() if setting.place.layer == 2]
     fixed = [key for key in given if not is_among(key, OPEN)]
     if fixed:
@@ -195,6 +195,14 @@ def settings_of(checkpoint: Checkpoint, overrides: Sequence[str], source: str | 
             "train.device and op only"
         )
     return config
+
+
+def of_one_dataset(settings: Settings) -> Settings:
+    """The settings without those of the run's own dataset where overrides name another: by its root, or file by file."""
+    root, files = {"data.root"}, {"data.train", "data.val", "data.images"}
+    given = {key for key, setting in settings.items() if setting.place.layer == 2}
+    dropped = files if given & root and not given & files else root if given & files and not given & root else set()
+    return {key: setting for key, setting in settings.items() if key not in dropped or key in given}
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:

@@ -120,7 +120,7 @@ def test_objects_go_with_the_images_that_are_held_out(root, tmp_path):
 
 def test_a_holdout_beside_a_validation_split_is_refused(root):
     told = refusal(dataset, [f"data.root={root}"], holdout=0.1)
-    assert "has a validation split, annotations/instances_val.json: leave data.holdout out" in told
+    assert "has a validation split, annotations/instances_val.json: set data.holdout=0" in told
 
 
 def test_one_image_cannot_be_shared_out(tmp_path):

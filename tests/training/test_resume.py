@@ -408,3 +408,31 @@ def test_a_run_knows_its_data_from_any_folder(tmp_path, monkeypatch):
     train(resolved(longer), None, resume=moved / "run")
     assert [line["epoch"] for line in records(moved / "run")] == [1, 2]
     assert load_preset(moved / "run" / "config.yaml").config.data.root == str(moved / "data")
+
+
+def test_an_evaluation_on_another_dataset_forgets_the_run_s_own(tmp_path):
+    """Else files that were named in training would go before a data.root that is named now, without a word."""
+    root, other = write_dataset(tmp_path / "data"), write_dataset(tmp_path / "other", val=4)
+    named = [f"data.{split}={root}/annotations/instances_{split}.json" for split in ("train", "val")]
+    config = tiny_config(root, epochs=1)
+    files = {key.removeprefix("data."): value for key, _, value in (text.partition("=") for text in named)}
+    (root / "all").mkdir()
+    for split in ("train", "val"):  # files of one name in both splits
+        for file in (root / split).iterdir():
+            shutil.copy(file, root / "all" / f"{split}-{file.name}")
+        annotations = root / "annotations" / f"instances_{split}.json"
+        annotations.write_text(annotations.read_text().replace('"file_name": "', f'"file_name": "{split}-'))
+    config = replace(config, data=replace(config.data, root="shapes", images=str(root / "all"), **files))
+    run = train(resolved(config), tmp_path / "run")
+    checkpoint = load_checkpoint(run)
+    moved = settings_of(checkpoint, [f"data.root={other}"], run).data
+    assert (moved.root, moved.train, moved.val, moved.images) == (str(other), "", "", "")
+    evaluate_command(run, [f"data.root={other}"], tmp_path / "found.json")
+    assert json.loads((tmp_path / "found.json").read_text())["images"] == 4
+    back = [f"data.val={other}/annotations/instances_val.json", f"data.images={other}/val"]
+    assert settings_of(checkpoint, back, run).data.root == "shapes"
+
+
+def test_a_root_and_files_are_not_named_at_once(root):
+    with pytest.raises(UserError, match="data.root must be left out where data.train or data.val name files"):
+        load_preset("dn-dab-tiny", [f"data.root={root}", "data.train=x.json", f"data.images={root}"])
