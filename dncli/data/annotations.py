@@ -119,11 +119,17 @@ def add_image(found: Annotations, entry: dict[str, Any], place: str) -> None:
     if not complete(found, entry, place, rules, image_id=entry["id"]):
         return
     name = PurePosixPath(entry["file_name"].replace("\\", "/"))  # as Windows writes it
-    if name.is_absolute() or WINDOWS_DRIVE.match(str(name)) or ".." in name.parts or not name.name:
+    if leads_out(str(name)) or not name.name:
         told = f"file_name {brief(repr(entry['file_name']))} must stay in the image folder ({place})"
         found.add(BAD_PATH, told, entry["id"])
         return
     found.images[entry["id"]] = Image(entry["id"], str(name), int(entry["width"]), int(entry["height"]))
+
+
+def leads_out(name: str) -> bool:
+    """Whether a path, written with /, may lead out of the folder that it is in."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or bool(WINDOWS_DRIVE.match(name)) or ".." in path.parts
 
 
 def add_category(found: Annotations, entry: dict[str, Any], place: str) -> None:

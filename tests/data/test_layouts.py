@@ -381,6 +381,22 @@ def test_paths_of_data_yaml_are_followed(root, tmp_path, train, path):
     assert torch.equal(load_split(at(tmp_path / "d"), "train").boxes, load_split(at(root), "train").boxes)
 
 
+def test_no_format_reads_what_lies_outside(root, tmp_path, monkeypatch):
+    """Not even the size of an image that a list names."""
+    shutil.copy(root / "train" / "train-001.png", tmp_path / "outside.png")
+    looked = []
+    monkeypatch.setattr("dndetr.data.formats.reading.size_of", lambda place, exif: looked.append(str(place)) or (40, 32))
+    WRITERS["metadata.jsonl"](root, tmp_path / "a")
+    (tmp_path / "a" / "train" / "metadata.jsonl").write_text('{"file_name": "../../outside.png", "objects": {}}\n')
+    WRITERS["YOLO"](root, tmp_path / "b")
+    (tmp_path / "b" / "list.txt").write_text("../outside.png\n")
+    (tmp_path / "b" / "data.yaml").write_text("train: list.txt\nnames: [saw, axe, nut]\n")
+    for name in ("a", "b"):
+        told = refusal(load_split, at(tmp_path / name), "train")
+        assert "outside.png" in told and "leads out of the data; put the file itself there" in told
+    assert not [place for place in looked if "outside" in place]
+
+
 @pytest.mark.parametrize(
     ("layout", "name", "change", "told"),
     [

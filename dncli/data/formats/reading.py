@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from dndetr.console import in_one_line
 from dndetr.data import annotations as kinds
-from dndetr.data.annotations import Annotations, shown
+from dndetr.data.annotations import Annotations, leads_out, shown
 from dndetr.data.images import size_of
 from dndetr.data.locate import find_images
 from dndetr.data.store import Place
@@ -33,6 +33,10 @@ def start_images(
     for identity, name in enumerate(names, start=1):
         found.reading = None
         found.hash.update(f"\n{PurePosixPath(name).name}\n".encode("utf-8", "surrogateescape"))
+        if leads_out(name):
+            found.listed["images"].add(identity)
+            found.add(kinds.BAD_PATH, f"{shown(name)} leads out of the data; put the file itself there", identity)
+            continue
         size = (sizes or {}).get(name) or size_of(found.store.place(name), found.exif)
         if isinstance(size, str):
             found.listed["images"].add(identity)
