@@ -15,7 +15,7 @@ from dndetr.config import Config
 from dndetr.console import UserError, shorten
 from dndetr.data.coco import Categories, Split, load_split
 from dndetr.data.images import reading_of
-from dndetr.data.layouts import Dataset, find_dataset
+from dndetr.data.layouts import Dataset, find_dataset, resolve_root
 from dndetr.data.loader import Batches, DetectionDataset, TrainLoader, eval_loader, train_loader
 from dndetr.data.remarks import by_split
 from dndetr.data.survey import Survey, as_text, survey
@@ -59,8 +59,8 @@ class Data:
 
     @property
     def remarks(self) -> list[str]:
-        """What was assumed of the data, once where both splits say it."""
-        return by_split({split.name: split.remarks for split in (self.train, self.validation.split)})
+        """What was assumed of the data, mended or looks wrong, once where both splits say it."""
+        return by_split({split.name: (*split.remarks, *split.mended) for split in (self.train, self.validation.split)})
 
     @property
     def digests(self) -> dict[str, str]:
@@ -81,7 +81,8 @@ def load_data(config: Config, known: Categories | None = None, *, settle: bool =
     `known` are those of a run to go on with: where they have all that the data have, they are the categories. With `settle`
     data.range=auto becomes what the training images show, see `settled`, for both splits.
     """
-    distributed.on_main(lambda: find_dataset(config.data))  # which makes `shapes`, once
+    if not (config.data.train or config.data.val):
+        distributed.on_main(lambda: resolve_root(config.data.root))  # which makes `shapes`, once
 
     def read() -> Data:
         dataset = find_dataset(config.data, config.train.seed)

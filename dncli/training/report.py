@@ -127,7 +127,6 @@ def plan(
         ),
         ("data", data.dataset.line),
         *(("", remark) for remark in data.remarks),
-        *(("", f"{split.name}: {line}") for split in (data.train, data.validation.split) for line in split.mended),
         *(("", line) for line in specks(data.train, config.data)),
         ("classes", f"{len(data.categories.names)}: {shorten(data.categories.names)}"),
         *(("", line) for line in filter(None, [undrawable(data.categories.names)])),

@@ -11,7 +11,7 @@ from dndetr.data import annotations as kinds
 from dndetr.data.annotations import Annotations, shown
 from dndetr.data.formats.pages import Page, Shape, take_pages
 from dndetr.data.formats.reading import Box, json_of
-from dndetr.data.formats.source import Source, Sources, all_but, folders_with, pictures_below
+from dndetr.data.formats.source import Source, Sources, all_but, folders_with, lines_in, pictures_below
 from dndetr.data.images import is_picture
 from dndetr.data.store import Place, Store, is_file, join
 
@@ -23,8 +23,7 @@ def labelme(store: Store) -> Sources:
     )
     classes = []
     if is_file(store, "labels.txt"):
-        lines = store.place("labels.txt").read_bytes().decode("utf-8-sig", "replace").splitlines()
-        classes = [line.strip() for line in lines if line.strip() and not line.startswith("_")]  # __ignore__, _background_
+        classes = [name for name in lines_in(store, "labels.txt") if not name.startswith("_")]  # __ignore__, _background_
     images = {split: pictures_below(store, folder) for split, folder in folders.items()}
     return {
         split: Source(

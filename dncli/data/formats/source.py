@@ -67,6 +67,12 @@ def folders_with(store: Store, what: str, has: Callable[[str], bool]) -> dict[st
     return found
 
 
+def lines_in(store: Store, name: str) -> list[str]:
+    """The lines of a list of names or classes, without blank ones and the blanks around the others."""
+    lines = store.place(name).read_bytes().decode("utf-8-sig", "replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
 def pictures_below(store: Store, folder: str) -> list[str]:
     return [name for name in files_below(store, folder) if is_picture(name)]
 

@@ -19,6 +19,7 @@ from dndetr.data.formats.source import (
     all_but,
     called,
     folders_with,
+    lines_in,
     one_of,
     pictures_below,
     pictures_in,
@@ -55,8 +56,7 @@ def pascal_voc(store: Store) -> Sources:
 
 def stems_of(store: Store, name: str) -> list[str]:
     """The images of a list; a second column says whether a class is there."""
-    lines = store.place(name).read_bytes().decode("utf-8-sig", "replace").splitlines()
-    return list(dict.fromkeys(PurePosixPath(line.split()[0]).name for line in lines if line.strip()))
+    return list(dict.fromkeys(PurePosixPath(line.split()[0]).name for line in lines_in(store, name)))
 
 
 def voc_sources(
@@ -77,8 +77,8 @@ def voc_classes(store: Store, base: str) -> list[str]:
     """The classes of CVAT's labelmap.txt, `name:color:parts:actions`, if it is there."""
     if not is_file(store, join(base, "labelmap.txt")):
         return []
-    lines = store.place(join(base, "labelmap.txt")).read_bytes().decode("utf-8-sig", "replace").splitlines()
-    names = [line.split(":")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
+    lines = lines_in(store, join(base, "labelmap.txt"))
+    names = [line.split(":")[0].strip() for line in lines if not line.startswith("#")]
     return [name for name in names if name != "background"]
 
 

@@ -13,7 +13,7 @@ from dndetr.console import UserError
 from dndetr.data import annotations as kinds
 from dndetr.data.annotations import Annotations, shown
 from dndetr.data.formats.reading import Box, lines_of, say_bare, start_images, take_object
-from dndetr.data.formats.source import Source, Sources, one_of, pictures_below
+from dndetr.data.formats.source import Source, Sources, lines_in, one_of, pictures_below
 from dndetr.data.store import FILE, Place, Store, is_file, is_folder, join
 from dndetr.settings import Loader
 
@@ -30,8 +30,7 @@ def yolo(store: Store) -> Sources:
     names = next((name for name in ("classes.txt", "obj.names") if name in files), None)
     if names is None or not is_folder(store, "images"):
         return {}
-    listed = store.place(names).read_bytes().decode("utf-8-sig", "replace").splitlines()
-    classes = dict(enumerate(line.strip() for line in listed if line.strip()))
+    classes = dict(enumerate(lines_in(store, names)))
     reader = partial(read_yolo, images=pictures_below(store, "images"), names=classes)
     return {"train": Source("YOLO", names, store, reader)}
 
@@ -88,9 +87,8 @@ def yolo_images(store: Store, name: str, content: dict, told: object) -> list[st
         if is_folder(store, path):
             return pictures_below(store, path)
         if path.endswith(".txt") and is_file(store, path):
-            lines = store.place(path).read_bytes().decode("utf-8-sig", "replace").splitlines()
             folder = path.rpartition("/")[0]
-            return [image for line in lines if line.strip() for image in listed_image(store, folder, line.strip())]
+            return [image for line in lines_in(store, path) for image in listed_image(store, folder, line)]
     raise UserError(f"{store.place(name)}: {told!r} is not there; write train and val relative to that file")
 
 
