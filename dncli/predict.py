@@ -91,15 +91,21 @@ def predict(
             (out / place.parent).mkdir(parents=True, exist_ok=True)
             draw(picture, detections, categories).save(free_name(out / place.parent, place.stem), quality=92)
         replace_text(out / "predictions.json", json.dumps(predictions, indent=1) + "\n")
-    objects = sum(len(prediction["detections"]) for prediction in predictions)
-    images = f"{len(predictions)} image{'' if len(predictions) == 1 else 's'}"
-    names = undrawable({d["name"] for prediction in predictions for d in prediction["detections"]})
-    for line in (*found.lines(), *Survey(len(glances), tuple(glances), reading).lines(), *filter(None, [names])):
+    looked = Survey(len(glances), tuple(glances), reading)
+    for line in (*found.lines(), *looked.lines(), *summary(predictions, threshold, out)):
         report.say(line)
-    report.say(f"{images}, {objects} objects with a score from {threshold}: {out / 'predictions.json'}")
     if problems:
         raise UserError(*problems)
     return predictions
+
+
+def summary(predictions: Sequence[dict[str, Any]], threshold: float, out: Path) -> list[str]:
+    """How much was found, after what of it cannot be drawn, if anything."""
+    objects = sum(len(prediction["detections"]) for prediction in predictions)
+    images = f"{len(predictions)} image{'' if len(predictions) == 1 else 's'}"
+    names = undrawable({d["name"] for prediction in predictions for d in prediction["detections"]})
+    found = f"{images}, {objects} objects with a score from {threshold}: {out / 'predictions.json'}"
+    return [*filter(None, [names]), found]
 
 
 @torch.inference_mode()
