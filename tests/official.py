@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dndetr.models.denoising.noise import Draws, NoiseConfig, NoisedTargets, apply_noise
-from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
-from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
+from dndetr.models.hosts import HOSTS
+from dndetr.models.hosts.dab_detr import DabDetrConfig
+from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
 from dndetr.models.structures import Feature, Images, Target
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "official"
@@ -136,15 +137,19 @@ class Fixture:
         self.inputs = load_file(self.folder / "inputs.safetensors")
         self.num_classes = self.config["num_classes"]
         host = self.host_config()
-        self.dense = host.name == "dab_detr" or host.decoder == "dense"
         features = [self.inputs[f"feature.{i}"] for i in range(len(self.config["channels"]))]
-        build = DabDetr if host.name == "dab_detr" else DeformableDetr
+        _, build = HOSTS[host.name]
         self.model = build(host, backbone=StoredFeatures(features), num_classes=self.num_classes)
-        self.state = translate(load_file(self.folder / "weights.safetensors"), self.dense)
+        self.state = self.translate(load_file(self.folder / "weights.safetensors"))
         shared = self.model.heads.shared
         self.state = {k: v for k, v in self.state.items() if not (shared and re.match(r"heads\.(cls|box)\.[1-9]", k))}
         self.model.load_state_dict(self.state)
         self.images = Images(torch.zeros(2, 3, *self.inputs["image_mask"].shape[-2:]), self.inputs["image_mask"])
+
+    def translate(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Official weights, or what belongs to them, under our names."""
+        dense = self.config["model"].startswith("dn_dab_detr") or "encoder_only" in self.config["model"]
+        return translate(weights, dense)
 
     def host_config(self) -> DabDetrConfig | DeformableDetrConfig:
         c = self.config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,12 +16,11 @@ from dndetr.models.deformable import (
     DeformableDecoder,
     DeformableEncoder,
     PointPosition,
-    Pyramid,
 )
 from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble, plain, with_indicator
 from dndetr.models.heads import DetectionHeads, initial_anchors
-from dndetr.models.position import encode_image
-from dndetr.models.structures import STRICT, Feature, Images, Output, demand, positive, transformer_sizes
+from dndetr.models.neck import Neck
+from dndetr.models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
 from dndetr.models.transformer import init_xavier
 
 
@@ -136,75 +134,3 @@ class DeformableDetr(nn.Module):
             if known is not None and known.label is not None:  # in place of what was learned, which stays in the graph
                 content = self.label.contents(len(anchors), known) + 0 * content
         return assemble(content, anchors, known, batch=batch, label=self.label, locate=inverse_sigmoid)
-
-
-class Neck(nn.Module):
-    """Brings backbone features to one width; missing levels come from 3 x 3 convolutions of stride 2."""
-
-    def __init__(self, channels: list[int], width: int, levels: int):
-        super().__init__()
-        self.kept = min(len(channels), levels)  # the coarsest ones
-        kept = [Projection(c, width) for c in channels[-self.kept :]]
-        sources = [channels[-1]] + [width] * levels  # the first extra level starts from the backbone, the next from it
-        extra = [Projection(c, width, kernel_size=3, stride=2, padding=1) for c in sources[: levels - self.kept]]
-        self.project = nn.ModuleList(kept + extra)
-        self.level = nn.Parameter(torch.randn(levels, width))
-        self.width = width
-
-    def forward(self, features: list[Feature], temperature: float, offset: float) -> Pyramid:
-        features = features[-self.kept :]
-        levels = [project(feature) for project, feature in zip(self.project, features, strict=False)]
-        last = features[-1]
-        for project in self.project[self.kept :]:
-            last = project(last)
-            levels.append(last)
-        positions = [encode_image(level, self.width, temperature, offset) + self.level[i] for i, level in enumerate(levels)]
-        padded = last.padding is not None
-        return Pyramid(
-            tokens=torch.cat([level.x.flatten(2).transpose(1, 2) for level in levels], dim=1),
-            position=torch.cat(positions, dim=1).to(last.x.dtype),
-            padding=torch.cat([level.padding.flatten(1) for level in levels], dim=1) if padded else None,
-            shapes=[(level.x.shape[2], level.x.shape[3]) for level in levels],
-            valid=torch.stack([valid_share(level) for level in levels], dim=1),
-        )
-
-
-class Projection(nn.Module):
-    """A convolution and a group norm that do not know how far the image was padded.
-
-    The reference convolves and normalises the padding as well, so that there an image's result depends on the batch.
-    """
-
-    def __init__(self, inner: int, outer: int, kernel_size: int = 1, stride: int = 1, padding: int = 0):
-        super().__init__()
-        self.conv = nn.Conv2d(inner, outer, kernel_size, stride, padding)
-        self.norm = nn.GroupNorm(math.gcd(32, outer), outer)
-
-    def forward(self, feature: Feature) -> Feature:
-        """The level at the resolution and width of the convolution."""
-        x, padding = feature
-        if padding is None:
-            return Feature(self.norm(self.conv(x)), None)
-        shrunk = padding[:, :: self.conv.stride[0], :: self.conv.stride[1]]
-        x = self.conv(x.masked_fill(padding[:, None], 0))
-        return Feature(masked_group_norm(x, shrunk, self.norm), shrunk)
-
-
-def masked_group_norm(x: Tensor, padding: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """`norm` of x (B, C, h, w) with the statistics of the unpadded pixels alone."""
-    groups = x.float().unflatten(1, (norm.num_groups, -1))  # B G c h w
-    valid = (~padding)[:, None, None].float()
-    count = valid.sum((2, 3, 4), keepdim=True) * groups.shape[2]
-    mean = (groups * valid).sum((2, 3, 4), keepdim=True) / count
-    centered = groups - mean
-    variance = (centered.square() * valid).sum((2, 3, 4), keepdim=True) / count
-    normed = (centered * (variance + norm.eps).rsqrt()).flatten(1, 2)
-    return (normed * norm.weight[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
-
-
-def valid_share(feature: Feature) -> Tensor:
-    """The unpadded share of width and height (B, 2)."""
-    x, padding = feature
-    if padding is None:
-        return x.new_ones((len(x), 2), dtype=torch.float32)
-    return torch.stack(((~padding[:, 0]).float().mean(1), (~padding[:, :, 0]).float().mean(1)), dim=1)

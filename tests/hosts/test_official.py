@@ -7,10 +7,10 @@ import torch
 
 from dndetr.models.criterion import Criterion, LossConfig, Wanted
 from dndetr.models.denoising.queries import Known, Queries
-from dndetr.models.hosts.deformable_detr import Projection
 from dndetr.models.matcher import MatchConfig, Matcher
+from dndetr.models.neck import Projection
 from dndetr.models.structures import Feature
-from tests.official import SCENARIOS, Fixture, translate
+from tests.official import SCENARIOS, Fixture
 
 DENOISING = [
     "dn_dab_detr",
@@ -129,7 +129,7 @@ def check_gradients(model, step, fixture):
     """The norm of every parameter's gradient, and the whole gradient where the reference stored it."""
     ours = {name: p.grad for name, p in model.named_parameters()}
     stored = {k.removeprefix("grad."): v for k, v in step.expected.items() if k.startswith("grad.")}
-    stored = translate(stored, fixture.dense)
+    stored = fixture.translate(stored)
     # A gradient is a sum over queries and pixels. Where large terms cancel, what is left is no more exact than they were:
     # some roundings of float32 (2^-23) of a number as large as the largest gradient.
     floor = 16 * torch.finfo(torch.float32).eps * max(float(gradient.abs().max()) for gradient in stored.values())
@@ -138,7 +138,7 @@ def check_gradients(model, step, fixture):
             close(ours[name], gradient, f"gradient of {name}", floor)
     norms = {k: torch.tensor(v or 0.0) for k, v in step.grad_norms.items() if "in_proj" not in k and k != "query_embed.weight"}
     compared = 0
-    for name, norm in translate(norms, fixture.dense).items():
+    for name, norm in fixture.translate(norms).items():
         if name in ours:
             mine = ours[name].norm() if ours[name] is not None else torch.tensor(0.0)
             torch.testing.assert_close(mine, norm.float(), rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
