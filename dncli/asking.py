@@ -107,7 +107,7 @@ class Progressive:
         known: list[Output] = []
         told: list[Target] = []
         for _ in range(self.rounds):
-            sure = output.logits[-1].sigmoid().amax(-1) >= self.threshold  # B N
+            sure = output.scores().amax(-1) >= self.threshold  # B N
             new = sure & only_best(output, told)
             if not new.any():
                 break
@@ -150,7 +150,7 @@ def tell(objects: Sequence[Target], num_classes: int) -> Known:
 def objects_in(outputs: Sequence[Output]) -> list[Target]:
     """The objects of each image that are in outputs, one a query that is not hidden."""
     output = beside(outputs)
-    scores, labels = output.logits[-1].max(-1)  # B N
+    scores, labels = output.logits[-1][..., : output.classes].max(-1)  # B N
     objects = [Target(label, box) for label, box in zip(labels, output.boxes[-1], strict=True)]
     return [take(target, score > HIDDEN) for target, score in zip(objects, scores, strict=True)]
 
@@ -161,7 +161,7 @@ SAME = 0.7  # queries whose boxes overlap by more, as IoU, are on the same place
 def only_best(output: Output, known: Sequence[Target] = ()) -> Tensor:
     """(B, N) bool: the queries with the best score on their place, whatever their class, where no known object is."""
     best = torch.zeros(output.logits.shape[1:3], dtype=torch.bool, device=output.logits.device)
-    for b, (scores, boxes) in enumerate(zip(output.logits[-1].sigmoid().amax(-1), output.boxes[-1], strict=True)):
+    for b, (scores, boxes) in enumerate(zip(output.scores().amax(-1), output.boxes[-1], strict=True)):
         if known:
             boxes = torch.cat((known[b].boxes, boxes))
             scores = torch.cat((torch.full_like(known[b].boxes[:, 0], 2.0), scores))  # above every score of a query
@@ -175,21 +175,34 @@ HIDDEN = torch.finfo(torch.float32).min  # the logit of what does not count: no 
 
 def hidden(output: Output, mask: Tensor) -> Output:
     """The output without the queries of `mask` (B, N)."""
-    return replace(output, logits=output.logits.masked_fill(mask[None, :, :, None], HIDDEN))
+    return without(output, mask[..., None])
+
+
+def without(output: Output, mask: Tensor) -> Output:
+    """The output in which some classes of some queries do not count: `mask` broadcasts to (B, N, C). Other scores stay."""
+    if not output.softmax:
+        return replace(output, logits=output.logits.masked_fill(mask, HIDDEN))
+    logits = output.logits.log_softmax(-1)
+    classes, none = logits[..., :-1], logits[..., -1:]
+    lost = classes.masked_fill(~mask, HIDDEN)  # is "no object" now
+    none = torch.cat((lost, none), dim=-1).logsumexp(-1, keepdim=True)
+    return replace(output, logits=torch.cat((classes.masked_fill(mask, HIDDEN), none), dim=-1))
 
 
 def of_classes(output: Output, classes: Sequence[Sequence[int]]) -> Output:
     """The output with the scores of these classes of each image, and no others."""
-    others = torch.ones(len(classes), output.logits.shape[-1], dtype=torch.bool, device=output.logits.device)  # B C
+    others = torch.ones(len(classes), output.classes, dtype=torch.bool, device=output.logits.device)  # B C
     for b, own in enumerate(classes):
         others[b, list(own)] = False
-    return replace(output, logits=output.logits.masked_fill(others[None, :, None], HIDDEN))
+    return without(output, others[:, None])
 
 
 def beside(outputs: Sequence[Output]) -> Output:
     """The queries of several outputs for the same images as those of one, all that is kept of the layout is their number."""
     if len(outputs) == 1:
         return outputs[0]
-    layout = replace(outputs[0].layout, groups=0, slots=0, queries=sum(output.layout.queries for output in outputs))
+    first = outputs[0]
+    layout = replace(first.layout, groups=0, slots=0, queries=sum(output.layout.queries for output in outputs))
     logits, boxes = (torch.cat([getattr(o, name) for o in outputs], dim=2) for name in ("logits", "boxes"))
-    return Output(logits, boxes, torch.cat([o.anchors for o in outputs], dim=1), layout)
+    anchors = None if first.anchors is None else torch.cat([o.anchors for o in outputs], dim=1)
+    return replace(first, logits=logits, boxes=boxes, anchors=anchors, layout=layout)

@@ -15,8 +15,7 @@ from pydantic import BeforeValidator
 from dndetr.models.backbone import BackboneConfig
 from dndetr.models.criterion import LossConfig
 from dndetr.models.denoising.noise import NoiseConfig
-from dndetr.models.hosts.dab_detr import DabDetrConfig
-from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
+from dndetr.models.hosts import HostConfig
 from dndetr.models.labels import LabelsConfig
 from dndetr.models.matcher import MatchConfig
 from dndetr.models.native import Choice
@@ -164,7 +163,7 @@ class PaperRow:
 class Config:
     """One run."""
 
-    host: DabDetrConfig | DeformableDetrConfig
+    host: HostConfig
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     noise: NoiseConfig | None = field(default_factory=NoiseConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -180,10 +179,10 @@ class Config:
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        points = isinstance(self.host, DeformableDetrConfig) and self.host.query == "point"
-        if self.noise and points:
-            raise FieldErrors({"noise": "must be null with host.query: point, whose queries are no boxes"})
-        if self.task.name != "detection" and points:
-            raise FieldErrors({"task.name": "must be detection with host.query: point, whose queries can be told nothing"})
+        untold = self.host.untold
+        if self.noise and untold:
+            raise FieldErrors({"noise": f"must be null with {untold}, whose queries are no boxes"})
+        if self.task.name != "detection" and untold:
+            raise FieldErrors({"task.name": f"must be detection with {untold}, whose queries can be told nothing"})
         if self.task.name == "known_objects" and not self.noise:
             raise FieldErrors({"noise": "must not be null with task.name: known_objects, which are told as noised queries"})

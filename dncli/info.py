@@ -51,7 +51,7 @@ def info(resolved: Resolved | Config, height: int = 800, width: int = 1066, num_
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         inference=multiply_adds(model.eval(), images),
-        training=multiply_adds(model.train(), images, backward=True),
+        training=multiply_adds(model.train(), images, Known(every_group=True), backward=True),
         denoising=multiply_adds(model, images, told(config.noise, num_classes, objects), backward=True)
         if config.noise
         else None,
@@ -75,7 +75,7 @@ def build(config: Config, num_classes: int) -> nn.Module:
 def told(noise: NoiseConfig, num_classes: int, objects: int) -> Known:
     """The denoising queries of an image with so many objects."""
     target = Target(torch.zeros(objects, dtype=torch.long), torch.full((objects, 4), 0.5))
-    return Known(noise_targets([target], noise, num_classes, [torch.Generator()]).to("meta"), noise.isolated)
+    return Known(noise_targets([target], noise, num_classes, [torch.Generator()]).to("meta"), noise.isolated, every_group=True)
 
 
 def multiply_adds(model: nn.Module, images: Images, known: Known | None = None, *, backward: bool = False) -> float:

@@ -24,7 +24,7 @@ class Task(Protocol):
 
     def at(self, epoch: int) -> Task: ...
 
-    def __call__(self, targets: Sequence[Target]) -> tuple[Known | None, Wanted]: ...
+    def __call__(self, targets: Sequence[Target]) -> tuple[Known, Wanted]: ...
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Detection:
     def at(self, epoch: int) -> Detection:
         return replace(self, epoch=epoch)
 
-    def __call__(self, targets: Sequence[Target]) -> tuple[Known | None, Wanted]:
+    def __call__(self, targets: Sequence[Target]) -> tuple[Known, Wanted]:
         targets = list(targets)
         if self.noise is None:
-            return None, Wanted(targets, None, 0)
+            return Known(every_group=True), Wanted(targets, None, 0)
         noised = noise_targets(targets, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
-        return Known(noised, self.noise.isolated), Wanted(targets, noised.assignment(), noised.groups)
+        return Known(noised, self.noise.isolated, every_group=True), Wanted(targets, noised.assignment(), noised.groups)
 
     def rng(self, target: Target, purpose: str) -> torch.Generator:
         """An image's own generator for one purpose of this epoch."""
@@ -72,7 +72,7 @@ class KnownObjects(Detection):
         shown = [t if plain else take(t, mask) for t, mask, plain in zip(targets, chosen, ordinary, strict=True)]
         noised = noise_targets(shown, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
         isolated = torch.tensor(ordinary, device=noised.valid.device)
-        return Known(noised, isolated), Wanted(rest, noised.assignment(), noised.groups, shown)
+        return Known(noised, isolated, every_group=True), Wanted(rest, noised.assignment(), noised.groups, shown)
 
     def chosen(self, target: Target) -> Tensor:
         """(M,) bool: the objects that are told."""
@@ -96,8 +96,7 @@ class KnownLabels(Detection):
         told, plain = super().__call__(targets)
         labels = torch.stack([self.asked(target) for target in plain.targets])
         wanted = [take(t, t.labels == label) for t, label in zip(plain.targets, labels, strict=True)]
-        noise = (told.denoise, told.isolated) if told is not None else ()
-        return Known(*noise, label=labels), plain._replace(targets=wanted, told=plain.targets)
+        return replace(told, label=labels), plain._replace(targets=wanted, told=plain.targets)
 
     def asked(self, target: Target) -> Tensor:
         """() int64: the class that an image is asked for."""
@@ -123,13 +122,13 @@ class HeldOut:
     def at(self, epoch: int) -> HeldOut:
         return replace(self, task=self.task.at(epoch))
 
-    def __call__(self, targets: Sequence[Target]) -> tuple[Known | None, Wanted]:
+    def __call__(self, targets: Sequence[Target]) -> tuple[Known, Wanted]:
         known, wanted = self.task([self.narrowed(target) for target in targets])
         told = None if wanted.told is None else [self.widened(target) for target in wanted.told]
         device = targets[0].labels.device
         taught = torch.isin(torch.arange(self.num_classes, device=device), torch.tensor(self.taught, device=device))
         wanted = wanted._replace(targets=[self.widened(target) for target in wanted.targets], told=told, taught=taught)
-        return None if known is None else self.told(known), wanted
+        return self.told(known), wanted
 
     def told(self, known: Known) -> Known:
         """The same with the labels of the detector."""

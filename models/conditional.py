@@ -1,7 +1,8 @@
-"""DAB-DETR's decoder (Sec. 4.2): conditional cross-attention, modulated by the anchors' width and height, box by box refined.
+"""Decoders with conditional cross-attention: Conditional DETR's, and DAB-DETR's (Sec. 4.2), whose anchors have a size.
 
-With one level it is DAB-DETR's own; with several it is the dense decoder over deformable features (Sec. 4.6), which attends
-to each level apart and weighs the levels by what a query holds.
+DAB-DETR's modulates attention by width and height, and refines box by box. With one level it is DAB-DETR's own; with several
+it is the dense decoder over deformable features (Sec. 4.6), which attends to each level apart and weighs the levels by what a
+query holds.
 """
 
 from __future__ import annotations
@@ -71,6 +72,31 @@ class ConditionalDecoder(nn.Module):
         return torch.cat((y, x), dim=-1).to(sine.dtype)
 
 
+class PointDecoder(nn.Module):
+    """Conditional DETR's: queries look at the image from points that stay where they are."""
+
+    def __init__(self, *, layers: int, width: int, **build):
+        """`width` and `build` are the sizes of a layer."""
+        super().__init__()
+        self.layers = nn.ModuleList(ConditionalLayer(first=i == 0, width=width, **build) for i in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.content_scale = MLP(width, width, width) if layers > 1 else None  # the first layer has no content to ask
+        self.width = width
+
+    def forward(self, queries: Queries, memory: Memory, heads: DetectionHeads) -> tuple[Tensor, Tensor]:
+        """As ConditionalDecoder; positions (B, W, D + 2) are an embedding and the logits of a point."""
+        x, blocked = queries.content, queries.blocked()
+        embedding, point = queries.position.split((self.width, 2), dim=-1)
+        reference = point.float().sigmoid()
+        sine = encode_anchors(reference, self.width // 2).to(x.dtype)
+        states, boxes = [], []
+        for i, layer in enumerate(self.layers):
+            x = layer(x, embedding, sine * self.content_scale(x) if i else sine, memory, blocked)
+            states.append(self.norm(x))
+            boxes.append(heads.boxes(i, states[-1], reference))
+        return torch.stack(states), torch.stack(boxes)
+
+
 class ConditionalLayer(nn.Module):
     """Self-attention, cross-attention in which content and position are compared apart, feed-forward."""
 
@@ -94,7 +120,7 @@ class ConditionalLayer(nn.Module):
         content, at = self.self_content, self.self_position
         q = content["q"](x) + at["q"](anchor_position)
         k = content["k"](x) + at["k"](anchor_position)
-        found = content["out"](attend(q, k, content["v"](x), self.heads, blocked))
+        found = content["out"](attend(q, k, content["v"](x), self.heads, blocked, dropout=self.left_out))
         x = self.norm1(x + self.dropout(found))
         levels = self.cross_attend(x, anchor_position, modulated, memory)
         if self.level_weights is None:
@@ -115,7 +141,12 @@ class ConditionalLayer(nn.Module):
         q, k = beside(q, at["q"](modulated), self.heads), beside(k, k_position, self.heads)
         hidden = [None] * len(sizes) if padding is None else padding[:, None].split(sizes, -1)
         parts = zip(k.split(sizes, 1), v.split(sizes, 1), hidden, strict=True)
-        return [content["out"](attend(q, k, v, self.heads, blocked)) for k, v, blocked in parts]
+        return [content["out"](attend(q, k, v, self.heads, blocked, dropout=self.left_out)) for k, v, blocked in parts]
+
+    @property
+    def left_out(self) -> float:
+        """The share of attention weights that are dropped."""
+        return self.dropout.p if self.training else 0.0
 
 
 def beside(content: Tensor, position: Tensor, heads: int) -> Tensor:

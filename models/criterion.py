@@ -1,9 +1,13 @@
-"""The losses: focal for classes, l1 and GIoU for boxes, of every decoder layer, under whatever assignment.
+"""The losses: focal or cross-entropy for classes, l1 and GIoU for boxes, of every decoder layer, under whatever assignment.
 
 Reconstruction (Sec. 4.3) is not a loss of its own: it is the same loss under an assignment that is known beforehand.
 Class losses of the denoising part count the real queries only. Both parts are divided by the objects of the whole step,
 averaged over processes, the denoising part by P times that; the reference divides its denoising part by the objects of the
 process alone, so that there a process with few objects weighs each of them more.
+
+Where classes exclude each other (`Output.softmax`) the class loss of the matching part is DETR's: cross-entropy over C + 1, a
+mean in which objects weigh 1 and "no object" weighs `none`. DETR takes it over the queries of a process, we over those of the
+whole step, so that parts and processes make no difference.
 """
 
 from __future__ import annotations
@@ -30,12 +34,13 @@ class LossConfig:
     giou: float = 2.0
     alpha: float = 0.25
     gamma: float = 2.0
+    none: float = 0.1  # weight of "no object" beside the classes, where classes exclude each other (host detr)
     denoising: float = 1.0  # weight of the reconstruction losses beside the matching losses
 
     __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
-        names = ("cls", "box", "giou", "gamma", "denoising")
+        names = ("cls", "box", "giou", "gamma", "none", "denoising")
         rules = {name: (getattr(self, name) >= 0, "0 or more") for name in names}
         demand(self, alpha=(0 <= self.alpha <= 1, "from 0 to 1"), **rules)
 
@@ -64,20 +69,29 @@ class Losses(NamedTuple):
 
 
 class Criterion:
-    """`criterion(output, wanted, objects, told)`: how many objects of the whole step are to be found, and how many are
-    reconstructed (None = the same), averaged over processes; tensors of no dimension may stay where they are, so that no GPU
-    is waited for. 0 counts as 1.
+    """`criterion(output, wanted, objects, told, images)`: how many objects of the whole step are to be found, how many are
+    reconstructed (None = the same), and how many images it has (None = those of the output), averaged over processes; tensors
+    of no dimension may stay where they are, so that no GPU is waited for. 0 objects count as 1.
     """
 
     def __init__(self, config: LossConfig, matcher: Matcher):
         self.config = config
         self.matcher = matcher
 
-    def __call__(self, output: Output, wanted: Wanted, objects: float | Tensor, told: float | Tensor | None = None) -> Losses:
+    def __call__(
+        self,
+        output: Output,
+        wanted: Wanted,
+        objects: float | Tensor,
+        told: float | Tensor | None = None,
+        images: float | Tensor | None = None,
+    ) -> Losses:
         denoising, matching = only_taught(output, wanted.taught).split()
-        objects, told = (at_least_one(count) for count in (objects, objects if told is None else told))
-        matched = self.matcher(matching.logits, matching.boxes, wanted.targets)
-        parts = self.part(matching, matched, wanted.targets, objects, background=True)
+        found = objects * output.layout.matching_groups
+        told = at_least_one(objects if told is None else told)
+        matched = self.matcher(matching, wanted.targets)
+        every = self.weight_of_queries(matching, matched[0], found, images) if output.softmax else None
+        parts = self.part(matching, matched, wanted.targets, at_least_one(found), every)
         total = share = self.weigh(parts)
         named = name(parts, "")
         reconstruction = torch.zeros_like(share)
@@ -90,24 +104,56 @@ class Criterion:
         return Losses(total, share.detach(), reconstruction.detach(), named)
 
     def part(
-        self, output: Output, assigned: list[Assignment], targets: Sequence[Target], objects: Tensor, background: bool
+        self,
+        output: Output,
+        assigned: list[Assignment],
+        targets: Sequence[Target],
+        objects: Tensor,
+        every: float | Tensor | None = None,
+        background: bool = True,
     ) -> dict[str, Tensor]:
-        """cls, box and giou of every layer (L,). With `background` unassigned queries are taught to see nothing."""
+        """cls, box and giou of every layer (L,), divided by `objects`, cls by `every` where that is given.
+
+        With `background` unassigned queries are taught to see nothing.
+        """
         where, object_ = flatten(assigned, targets)
         labels = torch.cat([t.labels for t in targets])[object_]  # A
         boxes = torch.cat([t.boxes for t in targets])[object_].float()  # A 4
-        logits, found = output.logits.float(), output.boxes.float()[where]
-        layers, asked = len(logits), logits[(*where, labels)]  # A
-        # Every class of a query is background, but for the one of its object.
-        cls = by_layer(self.foreground(asked) - self.background(asked), where[0], layers)
-        if background:
-            cls = cls + self.background(logits).flatten(1).sum(1)
-        else:
-            cls = cls + by_layer(self.background(logits[where]).sum(1), where[0], layers)
+        found, layers = output.boxes.float()[where], len(output.logits)
+        classes = self.entropy if output.softmax else self.focal
+        cls = classes(output.logits.float(), where, labels, background)
         l1 = (found - boxes).abs().sum(1)
         giou = 1 - generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(boxes))
-        sums = {"cls": cls, "box": by_layer(l1, where[0], layers), "giou": by_layer(giou, where[0], layers)}
-        return {key: value / objects for key, value in sums.items()}
+        sums = {"box": by_layer(l1, where[0], layers), "giou": by_layer(giou, where[0], layers)}
+        return {"cls": cls / (objects if every is None else every), **{key: value / objects for key, value in sums.items()}}
+
+    def focal(self, logits: Tensor, where: Where, labels: Tensor, background: bool) -> Tensor:
+        """The focal loss of each layer (L,): every class of a query is background, but for the one of its object."""
+        asked, layers = logits[(*where, labels)], len(logits)  # A
+        own = by_layer(self.foreground(asked) - self.background(asked), where[0], layers)
+        if background:
+            return own + self.background(logits).flatten(1).sum(1)
+        return own + by_layer(self.background(logits[where]).sum(1), where[0], layers)
+
+    def entropy(self, logits: Tensor, where: Where, labels: Tensor, background: bool) -> Tensor:
+        """The cross-entropy of each layer (L,): every query is of "no object", with its weight, or of its object."""
+        surprise = -logits.log_softmax(-1)  # L B W C+1
+        own = surprise[(*where, labels)]
+        if not background:
+            return by_layer(own, where[0], len(logits))
+        none = self.config.none * surprise[..., -1]
+        return none.flatten(1).sum(1) + by_layer(own - none[where], where[0], len(logits))
+
+    def weight_of_queries(
+        self, output: Output, matched: Assignment, found: float | Tensor, images: float | Tensor | None
+    ) -> float | Tensor:
+        """The sum of the weights in `entropy`, of all matching queries of the step.
+
+        For the step's other parts and processes only objects and images are known: there each object counts as found.
+        """
+        if images is None:
+            images, found = output.logits.shape[1], len(matched.query)
+        return found + self.config.none * (images * output.logits.shape[2] - found)
 
     def foreground(self, logits: Tensor) -> Tensor:
         """The focal loss where there is an object of the class: -alpha (1 - p)^gamma log p."""
@@ -130,6 +176,8 @@ def only_taught(output: Output, taught: Tensor | None) -> Output:
     """
     if taught is None:
         return output
+    if output.softmax:
+        taught = F.pad(taught, (0, 1), value=True)
     return replace(output, logits=output.logits.masked_fill(~taught, CERTAIN))
 
 
@@ -150,7 +198,10 @@ def softplus(x: Tensor) -> Tensor:
     return (x + size) / 2 + (1 + (-size).exp()).log()
 
 
-def flatten(assigned: list[Assignment], targets: Sequence[Target]) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+Where = tuple[Tensor, Tensor, Tensor]  # layer, image and query, each (A,)
+
+
+def flatten(assigned: list[Assignment], targets: Sequence[Target]) -> tuple[Where, Tensor]:
     """Assignments of all layers as one: where (layer, image, query), and which of the batch's objects, all (A,)."""
     device = targets[0].labels.device
     starts = torch.tensor([0] + [len(t.labels) for t in targets], device=device).cumsum(0)

@@ -181,7 +181,7 @@ class DeformableDecoderLayer(nn.Module):
         self, width: int, heads: int, ffn: int, dropout: float, activation: type[nn.Module], levels: int, points: int
     ):
         super().__init__()
-        self.self_attention = Attention(width, heads)
+        self.self_attention = Attention(width, heads, dropout)
         self.norm1 = nn.LayerNorm(width)
         self.cross_attention = DeformableAttention(width, heads, levels, points)
         self.norm2 = nn.LayerNorm(width)

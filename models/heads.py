@@ -29,15 +29,26 @@ class DetectionHeads(nn.Module):
     """
 
     def __init__(
-        self, width: int, num_classes: int, layers: int, *, shared: bool, eps: float, embeddings: Tensor | None = None
+        self,
+        width: int,
+        num_classes: int,
+        layers: int,
+        *,
+        shared: bool,
+        eps: float = 1e-3,
+        embeddings: Tensor | None = None,
+        softmax: bool = False,
     ):
+        """`softmax`: classes exclude each other, one logit more is that of "no object", and no score is low to begin with."""
         super().__init__()
         copies = 1 if shared else layers
-        self.cls = nn.ModuleList(class_head(width, num_classes, embeddings) for _ in range(copies))
+        self.cls = nn.ModuleList(class_head(width, num_classes, embeddings, softmax) for _ in range(copies))
         self.box = nn.ModuleList(MLP(width, width, width, 4) for _ in range(copies))
         self.shared = shared
         self.eps = eps
         for cls, box in zip(self.cls, self.box, strict=True):
+            if softmax:  # as DETR begins, whose queries have no place of their own to start from
+                continue
             nn.init.constant_(cls.bias, -math.log(99))  # every class starts at a probability of 0.01, for the focal loss
             nn.init.zeros_(box.layers[-1].weight)
             nn.init.zeros_(box.layers[-1].bias)
@@ -46,9 +57,11 @@ class DetectionHeads(nn.Module):
         """(..., D) to (..., C)."""
         return self.cls[0 if self.shared else layer](x)
 
-    def boxes(self, layer: int, x: Tensor, reference: Tensor) -> Tensor:
-        """(..., D) and reference points or boxes (..., 2 or 4) in [0, 1] to boxes (..., 4) in [0, 1]."""
+    def boxes(self, layer: int, x: Tensor, reference: Tensor | None) -> Tensor:
+        """(..., D) and reference points or boxes (..., 2 or 4) in [0, 1], or none, to boxes (..., 4) in [0, 1]."""
         delta = self.box[0 if self.shared else layer](x).float()
+        if reference is None:
+            return delta.sigmoid()
         offset = inverse_sigmoid(reference.float(), self.eps)
         if offset.shape[-1] == 2:  # a point says nothing of the size
             offset = nn.functional.pad(offset, (0, 2))

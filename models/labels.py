@@ -54,19 +54,22 @@ class EmbeddedTable(nn.Module):
 class EmbeddedClassifier(nn.Module):
     """Logits of C classes, in the place of an `nn.Linear`: the state's product with each class's projected vector.
 
-    The bias is one for all classes, since a class that was never seen has none of its own.
+    The bias is one for all classes, since a class that was never seen has none of its own. With `none` one logit more, the
+    last, is that of "no object", which is no class and has no vector.
     """
 
-    def __init__(self, width: int, embeddings: Tensor):
+    def __init__(self, width: int, embeddings: Tensor, none: bool = False):
         super().__init__()
         self.register_buffer("embeddings", unit(embeddings))
         self.projection = nn.Linear(embeddings.shape[1], width, bias=False)
         self.bias = nn.Parameter(torch.zeros(()))
         nn.init.normal_(self.projection.weight, std=(3 * width) ** -0.5)  # rows as large as those of an nn.Linear
+        self.none = nn.Linear(width, 1) if none else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) to (..., C)."""
-        return F.linear(x, self.projection(self.embeddings)) + self.bias
+        """(..., D) to (..., C), or (..., C + 1)."""
+        logits = F.linear(x, self.projection(self.embeddings)) + self.bias
+        return logits if self.none is None else torch.cat((logits, self.none(x)), dim=-1)
 
 
 def unit(embeddings: Tensor) -> Tensor:
@@ -79,6 +82,6 @@ def label_table(num_classes: int, width: int, embeddings: Tensor | None) -> nn.E
     return nn.Embedding(num_classes + 1, width) if embeddings is None else EmbeddedTable(embeddings, width)
 
 
-def class_head(width: int, num_classes: int, embeddings: Tensor | None) -> nn.Linear | EmbeddedClassifier:
-    """States to logits: learned, or from `embeddings` (C, E)."""
-    return nn.Linear(width, num_classes) if embeddings is None else EmbeddedClassifier(width, embeddings)
+def class_head(width: int, num_classes: int, embeddings: Tensor | None, none: bool = False) -> nn.Linear | EmbeddedClassifier:
+    """States to logits of the classes, with `none` and of "no object": learned, or from `embeddings` (C, E)."""
+    return nn.Linear(width, num_classes + none) if embeddings is None else EmbeddedClassifier(width, embeddings, none)

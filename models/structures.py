@@ -7,7 +7,8 @@ A assigned pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -62,16 +63,31 @@ class Assignment(NamedTuple):
 class Output:
     """What every host returns."""
 
-    logits: Tensor  # (L, B, W, C), before the sigmoid
+    logits: Tensor  # (L, B, W, C), before the sigmoid; (L, B, W, C + 1), before the softmax
     boxes: Tensor  # (L, B, W, 4) cxcywh in [0, 1] of the unpadded image
-    anchors: Tensor  # (B, W, 2 or 4) the positions that the decoder started from, after the sigmoid
+    anchors: Tensor | None  # (B, W, 2 or 4) in [0, 1], where the decoder started from; None = from no place (embeddings)
     layout: QueryLayout
+    softmax: bool = False  # the classes exclude each other, and the last logit is that of "no object"
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.logits.shape[-1] - self.softmax
+
+    def scores(self) -> Tensor:
+        """The probability of each class in the last layer (B, W, C)."""
+        logits = self.logits[-1]
+        return logits.softmax(-1)[..., : self.classes] if self.softmax else logits.sigmoid()
 
     def split(self) -> tuple[Output, Output]:
         """The denoising part, of W = K queries, and the matching part, of W = N."""
-        parts = zip(*(self.layout.split(x, dim=-2) for x in (self.logits, self.boxes, self.anchors)), strict=True)
-        denoising, matching = (Output(*part, self.layout) for part in parts)
+        denoising, matching = (self.map(lambda x, i=i: self.layout.split(x, dim=-2)[i]) for i in range(2))
         return denoising, matching
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Output:
+        """The same with every tensor changed."""
+        anchors = None if self.anchors is None else change(self.anchors)
+        return replace(self, logits=change(self.logits), boxes=change(self.boxes), anchors=anchors)
 
 
 class FieldErrors(ValueError):

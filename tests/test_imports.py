@@ -42,7 +42,6 @@ RULES = {
     "dncli/__init__.py": Rule(""),
     "dncli/console.py": Rule("rich"),
     "dncli/cli/": Rule("typer dndetr.__version__ dndetr.console dndetr.cli", inside=ALL_BUT_HOSTS),
-    "dncli/config.py": Rule(f"{ALL_BUT_HOSTS} {HOST_FILES}"),
     "dncli/": Rule(ALL_BUT_HOSTS),
 }
 

@@ -107,6 +107,10 @@ def measure(name: str, run: Run, overrides: Sequence[str], *, trust: bool) -> Re
     validation, matcher = load_validation(config, categories_of(checkpoint)), Matcher(config.match)
     found: dict[int, Arrows] = {}
     for output, targets in answers(checkpoint, config, file, validation, name):
+        if output.anchors is None:
+            raise UserError(
+                f"{file}: queries of host {config.host.name} are embeddings and start at no place: they have no anchors"
+            )
         found |= {arrows.image_id: arrows for arrows in arrows_of(output, targets, matcher)}
     if not any(len(arrows.distances) for arrows in found.values()):
         raise UserError(f"{validation.split.annotation_file}: no object to be matched, so there is no distance to an anchor")

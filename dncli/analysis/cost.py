@@ -17,6 +17,7 @@ from dndetr.data.coco import Categories
 from dndetr.data.loader import Part
 from dndetr.info import build, multiply_adds, told
 from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.denoising.queries import Known
 from dndetr.models.structures import FieldErrors, Images, Target
 from dndetr.resolve import load_preset
 from dndetr.tasks import Detection
@@ -75,7 +76,7 @@ def cost_of(name: str, config: Config, size: tuple[int, int], steps: int, batch:
     forward: dict[int, float | None] = {}
     training: dict[int, float | None] = {}
     for groups, noise in noises.items():
-        known = told(noise, CLASSES, OBJECTS) if noise else None
+        known = told(noise, CLASSES, OBJECTS) if noise else Known(every_group=True)
         possible = noise is not None or groups == 0
         forward[groups] = multiply_adds(model.train(), images, known) if possible else None
         training[groups] = multiply_adds(model, images, known, backward=True) if possible else None

@@ -14,6 +14,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dndetr.analysis.instability import Matches
 from dndetr.asking import PLAIN, Ask
@@ -35,7 +36,7 @@ class Evaluation:
     metrics: dict[str, float | None]  # METRICS; None where there was nothing to count
     detections: list[dict[str, Any]]  # COCO results with the original category ids
     matches: Matches  # the vectors V of Eq. 1 of every image
-    anchor_distance: float | None  # mean l1 distance of initial anchors and matched boxes (Sec. 3.2); None = no objects
+    anchor_distance: float | None  # mean l1 of initial anchors and matched boxes (Sec. 3.2); None = no objects, no anchors
 
 
 class Detections(NamedTuple):
@@ -54,7 +55,7 @@ class Finding(NamedTuple):
     labels: np.ndarray  # (T,)
     scores: np.ndarray  # (T,)
     layers: np.ndarray  # (L, N) int32: the object that a query of each decoder layer matches, -1 = nothing
-    distances: np.ndarray  # (M,) l1, of every matched object
+    distances: np.ndarray  # (M,) l1, of every matched object; (0,) where queries have no anchors
 
     @property
     def matched(self) -> np.ndarray:
@@ -111,9 +112,12 @@ def detect(output: Output, sizes: Sequence[tuple[int, int]], top: int) -> list[D
     (torch.topk would order them by its sizes). Boxes are not clipped to the image. Scores of 0, of queries that do not count,
     are no detections.
     """
-    scores, index = output.logits[-1].sigmoid().flatten(1).sort(dim=1, descending=True, stable=True)
+    scores = output.scores()  # B N C
+    if output.softmax:  # as in DETR: where classes exclude each other a query stands for its best one
+        scores = scores * F.one_hot(scores.argmax(-1), output.classes)
+    scores, index = scores.flatten(1).sort(dim=1, descending=True, stable=True)
     scores, index = scores[:, :top], index[:, :top]  # B T
-    query, label = index // output.logits.shape[-1], index % output.logits.shape[-1]
+    query, label = index // output.classes, index % output.classes
     boxes = cxcywh_to_xyxy(output.boxes[-1]).gather(1, query[..., None].expand(-1, -1, 4))  # B T 4
     scale = torch.tensor([(w, h, w, h) for h, w in sizes], dtype=boxes.dtype, device=boxes.device)
     images = zip(boxes * scale[:, None], label, scores, (scores > 0).sum(1).tolist(), strict=True)
@@ -126,8 +130,9 @@ def examine(output: Output, targets: Sequence[Target], matcher: Matcher, top: in
     layers = match_vectors(output, targets, matcher)  # L B N
     findings = []
     for b, target in enumerate(targets):
-        anchors, boxes = matched_anchors(output.anchors[b], target, layers[-1, b])
-        distances = anchor_distances(anchors, boxes)
+        distances = torch.zeros(0)
+        if output.anchors is not None:
+            distances = anchor_distances(*matched_anchors(output.anchors[b], target, layers[-1, b]))
         arrays = [x.cpu().numpy() for x in (found[b].boxes, found[b].labels, found[b].scores, layers[:, b], distances)]
         findings.append(Finding(target.image_id, *arrays))
     return findings
@@ -136,7 +141,7 @@ def examine(output: Output, targets: Sequence[Target], matcher: Matcher, top: in
 def match_vectors(output: Output, targets: Sequence[Target], matcher: Matcher) -> Tensor:
     """Eq. 1 of every decoder layer and image, (L, B, N) int32: the object that a query matches, -1 = nothing."""
     layers = torch.full(output.logits.shape[:3], -1, dtype=torch.int32, device=output.logits.device)  # L B N
-    for vectors, assigned in zip(layers, matcher(output.logits, output.boxes, targets), strict=True):
+    for vectors, assigned in zip(layers, matcher(output, targets), strict=True):
         vectors[assigned.image, assigned.query] = assigned.object.int()
     return layers
 

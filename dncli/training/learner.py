@@ -44,7 +44,7 @@ class Incident:
     reason: str
     losses: dict[str, Tensor]  # of this process
     parts: Sequence[Part]
-    objects: list[float]  # the two normalisers
+    objects: list[float]  # the normalisers
     model: nn.Module  # as before the step
 
     @property
@@ -119,8 +119,10 @@ class Learner:
         return None
 
     def count(self, asked: Sequence[Wanted]) -> Tensor:
-        """The normalisers of a step (2,): objects to find and objects to reconstruct, averaged over processes."""
-        counts = [[sum(len(t.labels) for t in targets) for targets in (w.targets, w.reconstructed)] for w in asked]
+        """The normalisers of a step (3,): objects to find, objects to reconstruct and images, averaged over processes."""
+        counts = [
+            [*(sum(len(t.labels) for t in targets) for targets in (w.targets, w.reconstructed)), len(w.targets)] for w in asked
+        ]
         mean = distributed.all_mean(torch.tensor(counts, dtype=torch.float32, device=self.device).sum(0))
         return mean.clamp(min=1 / distributed.world())
 

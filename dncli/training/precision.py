@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
@@ -35,7 +33,7 @@ def looking(model: nn.Module, images: Images, precision: str, device: torch.devi
 
 def in_fp32(output: Output) -> Output:
     """Matching, losses and detections are computed in fp32 whatever the model's precision."""
-    return replace(output, logits=output.logits.float(), boxes=output.boxes.float(), anchors=output.anchors.float())
+    return output.map(torch.Tensor.float)
 
 
 def check_precision(config: Config, device: torch.device) -> None:

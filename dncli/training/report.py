@@ -174,7 +174,7 @@ MORE_OBJECTS = " - WARNING: the objects beyond the queries can never be found; r
 
 def model_queries(config: Config) -> int:
     """N: with patterns every anchor is used several times."""
-    return config.host.queries * max(1, config.host.patterns)
+    return config.host.queries * max(1, getattr(config.host, "patterns", 1))
 
 
 def specks(split: Split, data: DataConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""How the decoder's queries lie: P denoising groups of M slots, then N matching queries; and who may see whom (Eq. 7)."""
+"""How the decoder's queries lie: P denoising groups of M slots, G matching groups of N; and who may see whom (Eq. 7)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ class QueryLayout:
 
     groups: int  # P
     slots: int  # M
-    queries: int  # N
-    isolated: bool = True  # False: everyone sees everyone
+    queries: int  # N, or G * N: all matching queries
+    isolated: bool = True  # False: denoising queries are hidden from no one, and nothing from them
+    matching_groups: int = 1  # G > 1 in the training of Group DETR, each matched by itself
 
     @property
     def denoising(self) -> int:
@@ -35,10 +36,18 @@ class QueryLayout:
     def blocked(self, device: torch.device | str | None = None) -> Tensor:
         """The attention mask of Eq. 7: (W, W) bool, True = query i may not attend to query j.
 
-        A denoising query is hidden from every segment but its own; matching queries are seen by all.
+        Every segment, a denoising or a matching group, sees itself, and denoising queries also see the first matching group,
+        the one that inference keeps. The paper has but that one: it is seen by all.
         """
+        segment = self.segments(device)
+        other = segment[:, None] != segment[None, :]  # W W
+        matching = segment >= self.groups
+        if not self.isolated:
+            return other & matching[:, None] & matching[None, :]
+        return other & ~(~matching[:, None] & (segment == self.groups)[None, :])
+
+    def segments(self, device: torch.device | str | None = None) -> Tensor:
+        """Which segment each query is of (W,): denoising groups 0 .. P-1, then matching groups."""
         index = torch.arange(self.width, device=device)
-        if not self.isolated or not self.denoising:
-            return torch.zeros((self.width, self.width), dtype=torch.bool, device=device)
-        segment = torch.where(index < self.denoising, index // self.slots, self.groups)  # W
-        return (segment[:, None] != segment[None, :]) & (index < self.denoising)
+        matching = self.groups + (index - self.denoising).div(self.queries // self.matching_groups, rounding_mode="floor")
+        return torch.where(index < self.denoising, index // max(1, self.slots), matching)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ class Known:
     denoise: NoisedTargets | None = None  # objects to reconstruct
     isolated: bool | Tensor = True  # False: matching queries see them (Sec. 5.7.1, known objects); (B,) bool: by image
     label: Tensor | None = None  # (B,) int64: the class that matching queries look for (Sec. 5.7.1, known labels)
+    every_group: bool = False  # all G groups of matching queries answer, as in training; else the first (Group DETR)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Queries:
     """What a decoder starts from."""
 
     content: Tensor  # (B, W, D)
-    position: Tensor  # (B, W, 4 for anchor boxes | 2 for anchor points | D for embeddings), as the host stores it
+    position: Tensor  # (B, W, 4 for anchor boxes | 2 for anchor points | D for embeddings ...), as the host stores it
     layout: QueryLayout
     padding: Tensor | None = None  # (B, W) bool, True = an empty slot; None = none
     isolated: Tensor | None = None  # (B,) bool, where it differs between images; False there = everyone sees everyone
@@ -35,13 +36,14 @@ class Queries:
     def blocked(self) -> Tensor | None:
         """(B, W, W) or None, True = may not attend: the mask of Eq. 7, with empty slots hidden from every query.
 
-        No row is wholly blocked: everyone may see the matching queries.
+        No row is wholly blocked: everyone may see matching queries.
         """
-        if not self.layout.denoising:
+        if not self.layout.denoising and self.layout.matching_groups == 1:
             return None
         blocked = self.layout.blocked(self.content.device)[None]
         if self.isolated is not None:
-            blocked = blocked & self.isolated[:, None, None]
+            seen = replace(self.layout, isolated=False).blocked(self.content.device)
+            blocked = torch.where(self.isolated[:, None, None], blocked, seen)
         return blocked if self.padding is None else blocked | self.padding[:, None, :]
 
 
@@ -72,11 +74,15 @@ class LabelEmbedding(nn.Module):
 
 
 class Patterns(nn.Module):
-    """Several learned contents for every anchor, as in Anchor DETR (3 in Tables 2 and 4); 0 patterns change nothing."""
+    """Several learned contents for every anchor, as in Anchor DETR (3 in Tables 2 and 4); 0 patterns change nothing.
 
-    def __init__(self, patterns: int, width: int):
+    Of G `groups` of anchors (Group DETR) each stays together.
+    """
+
+    def __init__(self, patterns: int, width: int, groups: int = 1):
         super().__init__()
         self.table = nn.Parameter(torch.randn(patterns, width)) if patterns else None
+        self.groups = groups
 
     def forward(self, content: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """(..., N, D) and (N, 4) to (..., patterns * N, D) and (patterns * N, 4), all anchors of the first pattern first.
@@ -85,7 +91,9 @@ class Patterns(nn.Module):
         """
         if self.table is None:
             return content, anchors
-        return (self.table[:, None] + content[..., None, :, :]).flatten(-3, -2), anchors.repeat(len(self.table), 1)
+        content = self.table[:, None] + content.unflatten(-2, (self.groups, 1, -1))  # ... G patterns N D
+        anchors = anchors.unflatten(0, (self.groups, 1, -1)).expand(-1, len(self.table), -1, -1)
+        return content.flatten(-4, -2), anchors.flatten(0, 2)
 
 
 def with_indicator(embedding: Tensor, indicator: Tensor | float) -> Tensor:
@@ -102,25 +110,31 @@ def assemble(
     batch: int,
     label: LabelEmbedding,
     locate: Callable[[Tensor], Tensor],
+    groups: int = 1,
 ) -> Queries:
     """Queries of a batch: the noised objects that are known, then the matching queries.
 
     `content` (N, D) or (B, N, D) and `position` (N, ...) are the host's matching queries; `locate` turns (B, K, 4) boxes into
-    the host's positions. An empty slot has content 0 and the position of the centre box, as in the reference, but is hidden.
-    The label table is always part of the graph, so that every process of a parallel training has a gradient for it.
+    the host's positions. With G `groups` (Group DETR) they are G * N, group after group, of which the first alone answers
+    where not `known.every_group`. An empty slot has content 0 and the position of the centre box, as in the reference, but is
+    hidden. What tells objects is always part of the graph, so that every process of a parallel training has a gradient for it.
     """
+    if groups > 1 and (known is None or not known.every_group):
+        count = len(position) // groups
+        content, position, groups = content[..., :count, :], position[:count], 1
     content = content.expand(batch, *content.shape[-2:])
     position = position.expand(batch, *position.shape)
     noised = known.denoise if known is not None else None
     if noised is None:
-        layout = QueryLayout(groups=0, slots=0, queries=content.shape[1])
-        return Queries(content + 0 * label.table.weight.sum(), position, layout)
+        layout = QueryLayout(groups=0, slots=0, queries=content.shape[1], matching_groups=groups)
+        untold = [label.table.weight, *(locate.parameters() if isinstance(locate, nn.Module) else [])]
+        return Queries(content + 0 * sum(weight.sum() for weight in untold), position, layout)
     told = label(noised.labels, 1.0) * noised.valid[..., None]  # B K D
     by_image = isinstance(known.isolated, Tensor)
     return Queries(
         content=torch.cat((told, content), dim=1),
         position=torch.cat((locate(noised.boxes).to(position.dtype), position), dim=1),
-        layout=QueryLayout(noised.groups, noised.slots, content.shape[1], by_image or known.isolated),
+        layout=QueryLayout(noised.groups, noised.slots, content.shape[1], by_image or known.isolated, groups),
         padding=torch.cat((~noised.valid, noised.valid.new_zeros(content.shape[:2])), dim=1),
         isolated=known.isolated if by_image else None,
     )

@@ -5,17 +5,23 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dndetr.models.backbone import BackboneConfig, build_backbone
+from dndetr.models.hosts.conditional_detr import ConditionalDetr, ConditionalDetrConfig
 from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
+from dndetr.models.hosts.detr import Detr, DetrConfig
 
 HOSTS = {
     "dab_detr": (DabDetrConfig, DabDetr),
     "deformable_detr": (DeformableDetrConfig, DeformableDetr),
+    "detr": (DetrConfig, Detr),
+    "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
 }
+
+HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig
 
 
 def build_detector(
-    host: DabDetrConfig | DeformableDetrConfig,
+    host: HostConfig,
     backbone: BackboneConfig,
     num_classes: int,
     embeddings: Tensor | None = None,

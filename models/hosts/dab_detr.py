@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from dndetr.models.boxes import inverse_sigmoid
@@ -22,6 +23,7 @@ class DabDetrConfig:
 
     name: Literal["dab_detr"] = "dab_detr"
     queries: int = 300
+    groups: int = 1  # of matching queries while training (Group DETR)
     patterns: int = 0  # 3 in Tables 2 and 4: each anchor is used with 3 learned contents
     anchors: Literal["random", "grid"] = "random"  # initial anchors: logits from N(0, 1) as in DAB-DETR, or a regular grid
     hidden: int = 256
@@ -33,10 +35,11 @@ class DabDetrConfig:
     temperature: float = 20.0  # of the image's positional encoding
 
     __pydantic_config__ = STRICT
+    untold: ClassVar[str | None] = None  # the setting by which queries can be told nothing
 
     def __post_init__(self) -> None:
         patterns = (self.patterns >= 0, "0 or more")
-        demand(self, patterns=patterns, **positive(self, "temperature"), **transformer_sizes(self))
+        demand(self, patterns=patterns, **positive(self, "temperature", "groups"), **transformer_sizes(self))
 
 
 class DabDetr(nn.Module):
@@ -50,8 +53,10 @@ class DabDetr(nn.Module):
         self.project = nn.Conv2d(backbone.channels[-1], width, kernel_size=1)
         init_xavier(self)
         self.label = LabelEmbedding(num_classes, width, embeddings)
-        self.patterns = Patterns(config.patterns, width)
-        self.anchors = nn.Parameter(initial_anchors(config.queries, config.anchors))
+        self.patterns = Patterns(config.patterns, width, config.groups)
+        anchors = [initial_anchors(config.queries, config.anchors) for _ in range(config.groups)]
+        self.anchors = nn.Parameter(torch.cat(anchors))
+        self.groups = config.groups
         self.heads = DetectionHeads(width, num_classes, config.decoder_layers, shared=True, eps=1e-3, embeddings=embeddings)
         self.temperature = config.temperature
         self.backbone = backbone
@@ -63,6 +68,8 @@ class DabDetr(nn.Module):
         padding = None if feature.padding is None else feature.padding.flatten(1)
         tokens = self.encoder(tokens, position, padding)
         content, anchors = self.patterns(self.label.contents(len(self.anchors), known), self.anchors)
-        queries = assemble(content, anchors, known, batch=len(tokens), label=self.label, locate=inverse_sigmoid)
+        queries = assemble(
+            content, anchors, known, batch=len(tokens), label=self.label, locate=inverse_sigmoid, groups=self.groups
+        )
         states, boxes = self.decoder(queries, Memory(tokens, position, padding, [tokens.shape[1]]), self.heads)
         return Output(self.heads.logits(0, states), boxes, queries.position.sigmoid(), queries.layout)

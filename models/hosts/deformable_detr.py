@@ -33,6 +33,7 @@ class DeformableDetrConfig:
     query: Literal["box", "point"] = "box"  # point: plain Deformable DETR, 2D reference points, without denoising
     refine: bool = True  # boxes are refined from layer to layer; only the plain form (query: point) can do without
     queries: int = 300
+    groups: int = 1  # of matching queries while training (Group DETR); boxes only
     patterns: int = 0  # dense decoder only
     anchors: Literal["random", "grid"] = "random"
     levels: int = 4
@@ -49,11 +50,17 @@ class DeformableDetrConfig:
 
     __pydantic_config__ = STRICT
 
+    @property
+    def untold(self) -> str | None:
+        """The setting by which queries can be told nothing."""
+        return "host.query: point" if self.query == "point" else None
+
     def __post_init__(self) -> None:
         dense, points = self.decoder == "dense", self.query == "point"
         demand(
             self,
             query=(not (points and dense), "box with decoder: dense"),
+            groups=(self.groups == 1 or (not points and self.groups > 0), "1 where query is point, else above 0"),
             refine=(self.refine or points, "true unless query is point"),
             patterns=(self.patterns == 0 or (dense and self.patterns > 0), "0 unless decoder is dense, then 0 or more"),
             decoder_points=(
@@ -106,11 +113,13 @@ class DeformableDetr(nn.Module):
             self.position = nn.Parameter(torch.randn(queries, width))
             return
         self.label = LabelEmbedding(num_classes, width, embeddings)
-        self.anchors = nn.Parameter(initial_anchors(queries, config.anchors))
+        self.groups = config.groups
+        anchors = [initial_anchors(queries, config.anchors) for _ in range(config.groups)]
+        self.anchors = nn.Parameter(torch.cat(anchors))
         if self.dense:
-            self.patterns = Patterns(config.patterns, width)
+            self.patterns = Patterns(config.patterns, width, config.groups)
         else:
-            self.content = nn.Parameter(torch.randn(queries, width - 1))
+            self.content = nn.Parameter(torch.randn(len(self.anchors), width - 1))
 
     def forward(self, images: Images, known: Known | None = None) -> Output:
         image = self.neck(self.backbone(images), self.temperature, self.offset)
@@ -133,4 +142,4 @@ class DeformableDetr(nn.Module):
             content, anchors = with_indicator(self.content, 0.0), self.anchors
             if known is not None and known.label is not None:  # in place of what was learned, which stays in the graph
                 content = self.label.contents(len(anchors), known) + 0 * content
-        return assemble(content, anchors, known, batch=batch, label=self.label, locate=inverse_sigmoid)
+        return assemble(content, anchors, known, batch=batch, label=self.label, locate=inverse_sigmoid, groups=self.groups)

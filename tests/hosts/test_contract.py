@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from dndetr.models.criterion import Criterion, LossConfig, Wanted
 from dndetr.models.denoising.noise import NoiseConfig, noise_targets
 from dndetr.models.denoising.queries import Known
 from dndetr.models.hosts import HOSTS, build_detector
+from dndetr.models.hosts.conditional_detr import ConditionalDetrConfig
 from dndetr.models.hosts.dab_detr import DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
+from dndetr.models.hosts.detr import DetrConfig
 from dndetr.models.matcher import MatchConfig, Matcher
 from dndetr.models.structures import Images, Target
 
@@ -26,9 +30,20 @@ FORMS = {
     "deformable, dense, 3 patterns": DeformableDetrConfig(**SIZES, levels=2, decoder="dense", patterns=3),
     "deformable, points": DeformableDetrConfig(**SIZES, levels=2, query="point"),
     "deformable, points, no refinement": DeformableDetrConfig(**SIZES, levels=2, query="point", refine=False),
+    "detr": DetrConfig(**SIZES, dropout=0),
+    "detr, pre-norm": DetrConfig(**SIZES, dropout=0, pre_norm=True),
+    "detr, class embeddings": DetrConfig(**SIZES, dropout=0),
+    "conditional": ConditionalDetrConfig(**SIZES, dropout=0),
+    "conditional, 3 groups": ConditionalDetrConfig(**SIZES, dropout=0, groups=3),
+    "dab, 3 groups, 2 patterns": DabDetrConfig(**SIZES, groups=3, patterns=2),
+    "deformable ++, 3 groups": DeformableDetrConfig(**SIZES, levels=2, groups=3),
+    "detr, 3 groups": DetrConfig(**SIZES, dropout=0, groups=3),
 }
-EMBEDDINGS = {"dab, class embeddings": torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(1))}
-DENOISING = [name for name, config in FORMS.items() if getattr(config, "query", "box") == "box"]
+VECTORS = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(1))
+EMBEDDINGS = {name: VECTORS for name in FORMS if "class embeddings" in name}
+DENOISING = [name for name, config in FORMS.items() if config.untold is None]
+GROUPED = [name for name, config in FORMS.items() if getattr(config, "groups", 1) > 1]
+ANCHORS = {DetrConfig: None, ConditionalDetrConfig: 2}  # numbers of an anchor, where they are not 4, or 2 of plain points
 
 
 def test_every_host_is_here():
@@ -83,6 +98,7 @@ def different(a, b):
 
 
 BATCH = ((64, 96), (40, 56))
+UNMOVED = ("k.bias", "label.table.unknown")  # a softmax ignores the one; matching queries of some hosts are told nothing
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -91,9 +107,11 @@ def test_shapes_of_the_output(form):
     output = detector(form)(images(*BATCH), told)
     matching = QUERIES * max(1, getattr(FORMS[form], "patterns", 0))
     width = matching + (3 * 4 if told else 0)
-    assert output.logits.shape == (3, 2, width, CLASSES)
+    assert output.logits.shape == (3, 2, width, CLASSES + output.softmax) and output.classes == CLASSES
+    assert output.scores().shape == (2, width, CLASSES)
     assert output.boxes.shape == (3, 2, width, 4)
-    assert output.anchors.shape == (2, width, 4 if form in DENOISING else 2)
+    numbers = ANCHORS.get(type(FORMS[form]), 4 if form in DENOISING else 2)
+    assert (output.anchors is None) if numbers is None else (output.anchors.shape == (2, width, numbers))
     assert (output.layout.width, output.layout.queries) == (width, matching)
     assert output.boxes.min() >= 0 and output.boxes.max() <= 1
     denoising, matching_output = output.split()
@@ -109,14 +127,15 @@ def test_backward_reaches_every_parameter(form, denoise, counts):
     model, targets = detector(form).train(), objects(*counts)
     told = known(targets) if denoise else None
     wanted = Wanted(targets, told.denoise.assignment(), 3) if told else Wanted(targets)
+    told = replace(told or Known(), every_group=True)
     losses = Criterion(LossConfig(), Matcher(MatchConfig()))(model(images(*BATCH), told), wanted, sum(counts))
     losses.total.backward()
     assert losses.total.isfinite()
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not missing
-    if denoise and counts == (2, 4):  # and it is no formality: all but the attention of single points move something
+    if denoise and counts == (2, 4):  # all but a few move something, too
         still = [name for name, parameter in model.named_parameters() if not parameter.grad.abs().sum() > 0]
-        assert [name for name in still if not name.endswith("k.bias")] == []  # a softmax ignores a bias of the keys
+        assert [name for name in still if not name.endswith(UNMOVED)] == []
 
 
 @pytest.mark.parametrize("form", DENOISING)
@@ -161,7 +180,7 @@ def test_matching_queries_look_for_the_class_that_they_are_told(form):
 @pytest.mark.parametrize("form", DENOISING)
 def test_backward_reaches_every_parameter_where_labels_are_told(form):
     model, targets = detector(form).train(), objects(2, 4)
-    output = model(images(*BATCH), Known(label=torch.tensor([1, 2])))
+    output = model(images(*BATCH), Known(label=torch.tensor([1, 2]), every_group=True))
     Criterion(LossConfig(), Matcher(MatchConfig()))(output, Wanted(targets), 6).total.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
@@ -185,6 +204,39 @@ def test_groups_do_not_see_each_other(form):
     moved = (before.logits - after.logits).abs().amax((0, 3))  # B K
     assert moved[:, :slots][valid[:, :slots]].max() > 1e-3
     assert moved[:, slots:][valid[:, slots:]].max() < 1e-4
+
+
+def all_groups(form, targets=None, seed=0):
+    """What a training tells."""
+    return replace(known(targets, seed) if targets else Known(), every_group=True)
+
+
+@pytest.mark.parametrize("form", GROUPED)
+def test_groups_of_matching_queries_do_not_see_each_other(form):
+    """Group DETR: the first group answers in training as alone, and the others move neither it nor what is denoised."""
+    model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
+    alone, every = model(batch), model(batch, all_groups(form))
+    count, groups = alone.logits.shape[2], FORMS[form].groups
+    assert every.logits.shape[2] == groups * count and every.layout.matching_groups == groups
+    assert different(replace(alone, logits=every.logits[:, :, count : 2 * count]), alone)
+    torch.testing.assert_close(every.logits[:, :, :count], alone.logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(every.boxes[:, :, :count], alone.boxes, rtol=1e-4, atol=1e-5)
+    (denoising, _), (beside, matching) = model(batch, known(targets)).split(), model(batch, all_groups(form, targets)).split()
+    valid = known(targets).denoise.valid
+    torch.testing.assert_close(beside.logits[:, valid], denoising.logits[:, valid], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(matching.logits, every.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", GROUPED)
+def test_each_group_of_matching_queries_finds_every_object(form):
+    model, targets = detector(form), objects(2, 4)
+    output = model(images(*BATCH), all_groups(form))
+    for match in Matcher(MatchConfig())(output, targets):
+        groups = match.query // (output.logits.shape[2] // FORMS[form].groups)
+        for image, target in enumerate(targets):
+            for group in range(FORMS[form].groups):
+                found = match.object[(match.image == image) & (groups == group)]
+                assert sorted(found.tolist()) == list(range(len(target.labels)))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -11,7 +11,8 @@ from dndetr.models.backbone import Backbone
 from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.denoising.queries import LabelEmbedding, Queries, plain
 from dndetr.models.heads import DetectionHeads
-from dndetr.models.hosts import dab_detr, deformable_detr
+from dndetr.models.hosts import conditional_detr, dab_detr, deformable_detr, detr
+from dndetr.models.matcher import Matcher
 from dndetr.models.structures import Feature
 from tests.hosts import test_contract as contract
 
@@ -36,7 +37,7 @@ def labels_are_used_only_where_there_are_some(patch):
     assemble = deformable_detr.assemble
 
     def untouched(content, position, known, *, batch, **rest):
-        if known is not None:
+        if known is not None and known.denoise is not None:
             return assemble(content, position, known, batch=batch, **rest)
         return plain(content, position, None, batch=batch)
 
@@ -90,7 +91,7 @@ def empty_slots_are_attended(patch):
 
 
 def an_empty_group_is_always_there(patch):
-    for module in (dab_detr, deformable_detr):
+    for module in (dab_detr, deformable_detr, detr, conditional_detr):
 
         def padded(*args, assemble=module.assemble, **kwargs):
             queries = assemble(*args, **kwargs)
@@ -126,6 +127,20 @@ def sizes_come_from_pixels(patch):
     patch.setattr(Backbone, "forward", asking)
 
 
+def matching_groups_see_each_other(patch):
+    blocked = QueryLayout.blocked
+    patch.setattr(QueryLayout, "blocked", lambda self, device=None: blocked(replace(self, matching_groups=1), device))
+
+
+def one_matching_for_all_groups(patch):
+    call = Matcher.__call__
+
+    def together(self, output, targets):
+        return call(self, replace(output, layout=replace(output.layout, matching_groups=1)), targets)
+
+    patch.setattr(Matcher, "__call__", together)
+
+
 BROKEN = (AssertionError, torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode)
 COPIES = [
     (boxes_without_sigmoid, contract.test_shapes_of_the_output, {}),
@@ -143,13 +158,28 @@ COPIES = [
 ]
 
 
-@pytest.mark.parametrize("form", ("dab", "deformable ++", "deformable, dense decoder"))
+@pytest.mark.parametrize("form", ("dab", "deformable ++", "deformable, dense decoder", "detr", "conditional"))
 @pytest.mark.parametrize(("breaks", "check", "options"), COPIES, ids=[breaks.__name__ for breaks, _, _ in COPIES])
 def test_a_broken_copy_is_found(monkeypatch, breaks, check, options, form):
     with monkeypatch.context() as patch:
         breaks(patch)
         with pytest.raises(BROKEN):
             check(form, **options)
+
+
+@pytest.mark.parametrize("form", contract.GROUPED)
+@pytest.mark.parametrize(
+    ("breaks", "check"),
+    [
+        (matching_groups_see_each_other, contract.test_groups_of_matching_queries_do_not_see_each_other),
+        (one_matching_for_all_groups, contract.test_each_group_of_matching_queries_finds_every_object),
+    ],
+)
+def test_a_broken_copy_of_groups_is_found(monkeypatch, breaks, check, form):
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(AssertionError):
+            check(form)
 
 
 @pytest.mark.parametrize("counts", [(2, 4), (0, 0)])

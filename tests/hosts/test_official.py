@@ -81,7 +81,7 @@ def test_training_step(name, scenario):
         close(denoising.boxes, expected["dn_boxes"], "denoising boxes")
 
     matcher = Matcher(MatchConfig(*(fixture.config[f"set_cost_{x}"] for x in ("class", "bbox", "giou"))))
-    check_matches(matcher(matching.logits, matching.boxes, step.targets), expected)
+    check_matches(matcher(matching, step.targets), expected)
     weights = LossConfig(*(fixture.config[f"{x}_loss_coef"] for x in ("cls", "bbox", "giou")))
     wanted = Wanted(step.targets, known.denoise.assignment(), fixture.config["scalar"]) if known else Wanted(step.targets)
     losses = Criterion(weights, matcher)(output, wanted, objects=sum(len(t.labels) for t in step.targets))

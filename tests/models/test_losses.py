@@ -15,39 +15,39 @@ def target(*objects):
     return Target(torch.tensor(labels, dtype=torch.long), torch.tensor(boxes, dtype=torch.float).view(-1, 4))
 
 
+def output(logits, boxes):
+    return Output(logits, boxes, boxes[0], QueryLayout(0, 0, boxes.shape[2]))
+
+
 LEFT, RIGHT = (0.25, 0.5, 0.2, 0.4), (0.75, 0.5, 0.2, 0.4)
 
 
 def test_each_object_gets_the_query_that_is_there():
     boxes = torch.tensor([[RIGHT, (0.5, 0.5, 1, 1), LEFT]])[None]  # L B N 4
-    (match,) = Matcher(MatchConfig())(torch.zeros(1, 1, 3, 2), boxes, [target((0, LEFT), (1, RIGHT))])
+    (match,) = Matcher(MatchConfig())(output(torch.zeros(1, 1, 3, 2), boxes), [target((0, LEFT), (1, RIGHT))])
     assert match.query.tolist() == [0, 2] and match.object.tolist() == [1, 0]
 
 
 def test_the_class_decides_between_equal_boxes():
     logits = torch.tensor([[[[2.0, -2.0], [-2.0, 2.0]]]])
     boxes = torch.tensor([[LEFT, LEFT]])[None]
-    (match,) = Matcher(MatchConfig())(logits, boxes, [target((1, LEFT), (0, LEFT))])
+    (match,) = Matcher(MatchConfig())(output(logits, boxes), [target((1, LEFT), (0, LEFT))])
     assert match.query.tolist() == [0, 1] and match.object.tolist() == [1, 0]
 
 
 def test_more_objects_than_queries_and_none_at_all():
     boxes = torch.rand(2, 2, 3, 4)
     crowd = target(*[(0, LEFT)] * 5)
-    for match in Matcher(MatchConfig())(torch.zeros(2, 2, 3, 1), boxes, [crowd, target()]):
+    for match in Matcher(MatchConfig())(output(torch.zeros(2, 2, 3, 1), boxes), [crowd, target()]):
         assert len(match.query) == 3 and match.image.eq(0).all()
-    assert len(Matcher(MatchConfig())(torch.zeros(2, 1, 3, 1), boxes[:, :1], [target()])[1].query) == 0
+    assert len(Matcher(MatchConfig())(output(torch.zeros(2, 1, 3, 1), boxes[:, :1]), [target()])[1].query) == 0
 
 
 def test_a_prediction_that_is_not_finite_is_named():
     boxes = torch.rand(2, 1, 3, 4)
     boxes[1, 0, 1, 2] = torch.nan
     with pytest.raises(FloatingPointError, match="layer 1 for image 0"):
-        Matcher(MatchConfig())(torch.zeros(2, 1, 3, 1), boxes, [target((0, LEFT))])
-
-
-def output(logits, boxes):
-    return Output(logits, boxes, boxes[0], QueryLayout(0, 0, boxes.shape[2]))
+        Matcher(MatchConfig())(output(torch.zeros(2, 1, 3, 1), boxes), [target((0, LEFT))])
 
 
 def test_a_perfect_box_costs_nothing_and_classes_are_counted_by_objects():

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.matcher import MatchConfig, Matcher
-from dndetr.models.structures import Target
+from dndetr.models.structures import Output, Target
 from tests.properties import repeatable
 
 CLASSES = 3
@@ -27,6 +28,10 @@ def scene(counts: list[int], queries: int, layers: int, seed: int):
         for i, m in enumerate(counts)
     ]
     return logits, boxes, targets
+
+
+def output(logits: torch.Tensor, boxes: torch.Tensor) -> Output:
+    return Output(logits, boxes, None, QueryLayout(0, 0, boxes.shape[2]))
 
 
 def cost(config: MatchConfig, logit: float, box: list[float], wanted: list[float]) -> float:
@@ -56,7 +61,7 @@ def cheapest(table: list[list[float]], queries: int) -> float:
 @repeatable
 def test_no_assignment_costs_less(counts, queries, layers, config, seed):
     logits, boxes, targets = scene(counts, queries, layers, seed)
-    matches = Matcher(config)(logits, boxes, targets)
+    matches = Matcher(config)(output(logits, boxes), targets)
     assert len(matches) == layers
     for layer, match in enumerate(matches):
         for image, target in enumerate(targets):
@@ -86,8 +91,8 @@ def test_the_order_of_queries_and_of_objects_does_not_matter(counts, queries, se
     order = random.sample(range(queries), queries)
     orders = [random.sample(range(m), m) for m in counts]
     shuffled = [Target(t.labels[o], t.boxes[o]) for t, o in zip(targets, orders, strict=True)]
-    (before,) = Matcher(MatchConfig())(logits, boxes, targets)
-    (after,) = Matcher(MatchConfig())(logits[:, :, order], boxes[:, :, order], shuffled)
+    (before,) = Matcher(MatchConfig())(output(logits, boxes), targets)
+    (after,) = Matcher(MatchConfig())(output(logits[:, :, order], boxes[:, :, order]), shuffled)
     assert {(i, order[q], orders[i][o]) for i, q, o in pairs_of(after)} == pairs_of(before)
 
 
@@ -95,9 +100,9 @@ def test_the_order_of_queries_and_of_objects_does_not_matter(counts, queries, se
 @repeatable
 def test_every_image_and_layer_is_matched_by_itself(counts, queries, layers, seed):
     logits, boxes, targets = scene(counts, queries, layers, seed)
-    together = Matcher(MatchConfig())(logits, boxes, targets)
+    together = Matcher(MatchConfig())(output(logits, boxes), targets)
     for layer in range(layers):
         for image, target in enumerate(targets):
             part = slice(layer, layer + 1), slice(image, image + 1)
-            (alone,) = Matcher(MatchConfig())(logits[part], boxes[part], [target])
+            (alone,) = Matcher(MatchConfig())(output(logits[part], boxes[part]), [target])
             assert {(image, q, o) for _, q, o in pairs_of(alone)} == {p for p in pairs_of(together[layer]) if p[0] == image}
