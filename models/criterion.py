@@ -81,8 +81,8 @@ class Losses(NamedTuple):
 class Criterion:
     """`criterion(output, wanted, objects, told, images, present)`: how many objects of the whole step are to be found, how
     many are reconstructed (None = the same), how many images it has (None = those of the output) and how many objects these
-    have in all (None = those to be found), averaged over processes; tensors of no dimension may stay where they are, so that no
-    GPU is waited for. 0 objects count as 1.
+    have in all (None = those to be found), averaged over processes; tensors of no dimension may stay where they are, so that
+    no GPU is waited for. 0 objects count as 1.
     """
 
     def __init__(self, config: LossConfig, matcher: Matcher):

@@ -23,7 +23,7 @@ class Proposals(nn.Module):
     def __init__(
         self, width: int, num_classes: int, queries: int, *, agnostic: bool = False, embeddings: Tensor | None = None
     ):
-        """`agnostic`: the first class stands for any object. It is not told by a vector then, so `embeddings` leave but that."""
+        """`agnostic`: the first class stands for any object. No vector tells that, so with `embeddings` it is the only one."""
         super().__init__()
         self.project, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
         init_xavier(self.project)

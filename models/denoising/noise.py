@@ -18,9 +18,9 @@ What the paper leaves open, our choice, and what the reference implementation (I
 Contrastive denoising (DINO, Sec. 3.3) is `contrastive: true`: in its group an object has a negative besides, a box with more
 noise than a positive ever has, which is to be told apart as no object. What DINO's code does otherwise:
 
-- It moves the four sides of a box, by up to lambda / 2 of the box's size (a negative's by up to lambda); here the centre and the
-  size are noised as everywhere. Either way each of the four numbers of a negative is off by 1 to 2 times what a positive's is at
-  most, unless the image's border stops it.
+- It moves the four sides of a box, by up to lambda / 2 of the box's size (a negative's by up to lambda); here the centre and
+  the size are noised as everywhere. Either way each of a negative's four numbers is off by 1 to 2 times the most that a
+  positive's ever is, unless the image's border stops it.
 - Its number of groups follows from the largest image of the batch (100 // objects); here it is fixed, as in the paper.
 - It flips a label with half of the rate that it is given, to any class; here gamma is the rate, of other classes.
 - Empty slots count as background in its class loss and are seen by real queries; here they are hidden, and no one's loss.

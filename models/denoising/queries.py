@@ -116,9 +116,10 @@ def assemble(
     """Queries of a batch: the noised objects that are known, then the matching queries.
 
     `content` (N, D) or (B, N, D) and `position` (N, E) or (B, N, E) are the host's matching queries; `locate` turns (B, K, 4)
-    boxes into the host's positions. With G `groups` (Group DETR) they are G * N, group after group, of which the first alone answers
-    where not `known.every_group`. An empty slot has content 0 and the position of the centre box, as in the reference, but is
-    hidden. What tells objects is always part of the graph, so that every process of a parallel training has a gradient for it.
+    boxes into the host's positions. With G `groups` (Group DETR) they are G * N, group after group, of which the first alone
+    answers where not `known.every_group`. An empty slot has content 0 and the position of the centre box, as in the reference,
+    but is hidden. What tells objects is always part of the graph, so that every process of a parallel training has a gradient
+    for it.
     """
     if groups > 1 and (known is None or not known.every_group):
         count = position.shape[-2] // groups

@@ -1,7 +1,7 @@
 """Deformable DETR with anchor boxes as queries (Sec. 4.6), in the paper's two forms, and with points as a baseline.
 
-In two stages queries start from boxes that the encoder proposes: plain ones (`query: point`) are made of these boxes wholly, as
-in Deformable DETR; boxes (`query: box`) have learned contents, the "mixed query selection" of DINO.
+In two stages queries start from boxes that the encoder proposes: plain ones (`query: point`) are made of these boxes wholly,
+as in Deformable DETR; others (`query: box`) have learned contents there, the "mixed query selection" of DINO.
 """
 
 from __future__ import annotations
