@@ -185,7 +185,7 @@ def test_training_step(name, scenario):
     losses = learned(fixture, step, output, wanted)
     torch.testing.assert_close(losses.total.item(), step.total, rtol=1e-4, atol=1e-5)
     losses.total.backward()
-    # In one step a unit of the first feed-forward layer lies so close to 0 that rounding decides which side of its ReLU it is on.
+    # In one step a unit of the decoder's first layer is so close to 0 that rounding decides on which side of its ReLU it lies.
     check_gradients(model, step, fixture, kink=2e-5 if (name, scenario) == (CDN, "train") else 0.0)
 
 
