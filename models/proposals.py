@@ -60,9 +60,7 @@ def token_boxes(image: Pyramid) -> tuple[Tensor, Tensor]:
     boxes = torch.cat(
         [torch.cat((xy, torch.full_like(xy, 0.05 * 2**level)), dim=-1) for level, xy in enumerate(token_centers(image))], dim=1
     )
-    possible = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
-    if image.padding is not None:
-        possible &= ~image.padding[..., None]
+    possible = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)  # in the padding a centre is above 1
     return boxes.where(possible, 0.5).logit(), possible
 
 

@@ -43,8 +43,9 @@ def test_parts_add_up_also_where_not_all_objects_are_wanted(task):
     options = {"found": frozenset({0})} if task is KnownObjects else {}
     asked = task(NoiseConfig(groups=2), CLASSES, seed=0, **options)
     _, wanted = asked(targets)
-    counts = [sum(len(t.labels) for t in objects) for objects in (wanted.targets, wanted.reconstructed)]
-    assert 0 < counts[0] != counts[1] > 0
+    found, told = (sum(len(t.labels) for t in objects) for objects in (wanted.targets, wanted.reconstructed))
+    assert 0 < found != told > 0
+    counts = [found, told, 4, 9]  # and images, and all of their objects
     whole, parts = learner(clip=0.0), learner(clip=0.0, accumulate=2)
     torch.testing.assert_close(whole.count([wanted]), torch.tensor(counts, dtype=torch.float32))
     losses = [each.step(pieces, asked) for each, pieces in ((whole, [(images, targets)]), (parts, halves(images, targets)))]
