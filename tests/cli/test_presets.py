@@ -488,11 +488,14 @@ def test_text_stays_text_in_yaml(root):
     assert reloaded(resolved).config == config
 
 
-def test_the_summary_is_the_first_line_and_the_paper_row():
-    Path("p.yaml").write_text("# Mine: the best\n# more\nhost: {name: x}\npaper: {table: 1, ap: 1e1}\n")
-    assert summary(Path("p.yaml")) == ("p", "Mine: the best", {"table": 1, "ap": 10.0})
+def test_the_summary_is_the_paper_row_and_what_is_set():
+    Path("p.yaml").write_text("host: {name: x}\npaper: {table: 1, ap: 1e1}\n")
+    row = {"table": 1, "ap": 10.0}
+    assert summary(Path("p.yaml")) == ("p", row, {"host.name": "x", "paper.table": 1, "paper.ap": 10.0})
+    Path("q.yaml").write_text("extends: p\nnoise: null\n")
+    assert summary(Path("q.yaml")) == ("q", {}, {"host.name": "x", "noise": None})
     Path("p.yaml").write_text("")
-    assert summary(Path("p.yaml")) == ("p", "", {})
+    assert summary(Path("p.yaml")) == ("p", {}, {})
 
 
 def test_presets_are_listed_by_name():
