@@ -13,6 +13,7 @@ import typer
 
 from dndetr import __version__, cli
 from dndetr.listing import listing
+from dndetr.models.hosts import HOSTS
 from dndetr.resolve import list_presets, load_preset
 from tests.data.coco_files import image, item, write_split
 
@@ -195,7 +196,7 @@ def test_the_version(main):
         (
             "info dn-dab-tin",
             [
-                "unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-deform-tiny? "
+                "unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-group-dab-tiny? "
                 "(see `dndetr presets`; the path of a file ends in .yaml)"
             ],
         ),
@@ -285,7 +286,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     done = dndetr("train", "--preset", "p.yaml", cwd=tmp_path)
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines() == [
-        "p.yaml:1: host.name must be dab_detr or deformable_detr, got 'dab_dtr', did you mean dab_detr?",
+        f"p.yaml:1: host.name must be {' or '.join(HOSTS)}, got 'dab_dtr', did you mean dab_detr?",
         f"p.yaml:100: unknown key '{'x' * 190}'",
     ]
 

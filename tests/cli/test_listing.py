@@ -60,9 +60,10 @@ def test_a_table_without_a_title_has_its_number():
 
 
 def test_a_denoised_one_alone_stands_on_the_right():
-    head, *_, left, right = listing([preset("dn-a", table=2, ap=41.7), preset("b", False, table=2, ap=40, host__x=1)])
-    assert (left.index("b"), right.index("dn-a")) == (head.index("without"), head.index("with "))
-    assert (right.index("41.7") + 4, left.index("40.0") + 4) == (head.rindex("AP") + 2, head.index("AP") + 2)
+    alone = [preset("dn-alone-r50-12ep", table=2, ap=41.7), preset("b", False, table=2, ap=40, host__x=1)]
+    head, *_, left, right = listing(alone)
+    assert (left.index("b"), right.index("dn-alone")) == (head.index("without"), head.index("with "))
+    assert (left.index("40.0") + 4, right.index("41.7") + 4) == (head.index("AP") + 2, head.rindex("AP") + 2)
 
 
 def test_every_preset_is_there_in_80_columns():
