@@ -66,7 +66,7 @@ def targets() -> set[str]:
 
 @pytest.mark.parametrize("name", TEXT)
 def test_every_preset_and_file_is_there(name):
-    for preset in re.findall(r"`((?:dn-)?(?:dab|deform)-[a-z0-9-]*(?:ep|tiny|lite))\b", TEXT[name]):
+    for preset in re.findall(r"`([a-z][a-z0-9-]*-(?:\d+ep|tiny|lite))\b", TEXT[name]):
         assert (FOLDER / f"{preset}.yaml").is_file(), preset
     for file in re.findall(r"\]\(([^):]+)\)", TEXT[name]):
         assert (ROOT / name).parent.joinpath(file).exists() or (ROOT / "docs" / file).exists(), file
