@@ -40,9 +40,9 @@ def test_denoising_in_half_of_the_epochs_is_the_same_detector():
 
 
 def test_what_differs_in_more_is_another_detector_and_less_ap_comes_first():
-    wide = preset("dn-wide", table=2, ap=43.0, host__hidden=512)
-    narrow = preset("narrow", noise=False, table=2, ap=44.0, host__hidden=64)
-    assert groups(narrow, wide) == {(TITLES[2], "dab_detr"): ["dn-wide 43.0", "narrow 44.0"]}
+    wide = preset("dn-wide", table=2, ap=44.0, host__hidden=512)
+    narrow = preset("narrow", noise=False, table=2, ap=43.0, host__hidden=64)
+    assert groups(wide, narrow) == {(TITLES[2], "dab_detr"): ["narrow 43.0", "dn-wide 44.0"]}
 
 
 def test_a_row_of_two_tables_stands_in_both():
@@ -52,7 +52,7 @@ def test_a_row_of_two_tables_stands_in_both():
 
 def test_detectors_have_groups_of_their_own_in_order():
     found = groups(*(preset(f"x-{name}", table=3, ap=40, host__name=name) for name in ("sam", "anchor")))
-    assert found == {(TITLES[3], "anchor"): ["x-anchor 40.0"], (TITLES[3], "sam"): ["x-sam 40.0"]}
+    assert list(found.items()) == [((TITLES[3], "anchor"), ["x-anchor 40.0"]), ((TITLES[3], "sam"), ["x-sam 40.0"])]
 
 
 def test_a_table_without_a_title_has_its_number():
