@@ -44,6 +44,8 @@ PAPER = {
     "dn-deform-r101-12ep": (2, "DN-Deformable-DETR-R101", 12, 44.1, 275, 67),
     "group-dab-dc5-r50-12ep": (3, "Group-DAB-DETR-DC5-R50", 12, 41.9, None, None),
     "dn-group-dab-dc5-r50-12ep": (3, "DN-Group-DAB-DETR-DC5-R50", 12, 44.5, None, None),
+    "dino-r50-12ep": (3, "DINO-R50", 12, 46.0, 279, 47),
+    "dn-dino-r50-12ep": (3, "DN-DINO-R50", 12, 47.4, 279, 47),
     "detr-r50-300ep": (3, "Vanilla-DETR-R50", 300, 40.6, 86, 41),
     "dn-vanilla-r50-300ep": (3, "DN-Vanilla-DETR-R50", 300, 42.6, 86, 37),
     "deform-r50-50ep": (4, "Deformable DETR-R50", 50, 43.8, 173, 40),
@@ -61,10 +63,11 @@ MISPRINTED = {"dn-vanilla-r50-300ep": 41.55, "dn-vanilla-r50-250ep": 41.55}  # m
 SMALL = {  # preset -> least and most millions of parameters
     **{name: (1.0, 2.0) for name in ("dab-tiny", "dn-dab-tiny", "group-dab-tiny", "dn-group-dab-tiny")},
     **{name: (1.0, 2.0) for name in ("conditional-tiny", "dn-conditional-tiny", "detr-tiny", "dn-vanilla-tiny")},
-    **{name: (0.8, 1.5) for name in ("deform-tiny", "dn-deform-tiny")},
+    **{name: (0.8, 1.5) for name in ("deform-tiny", "dn-deform-tiny", "dino-tiny", "dn-dino-tiny")},
     "dn-deform-lite": (3.0, 5.0),
 }
-ALL = sorted([*PAPER, *SMALL])
+OTHERS = ["cdn-dino-r50-12ep"]  # of full size, and no row of the paper
+ALL = sorted([*PAPER, *SMALL, *OTHERS])
 DROPS = {500: 400, 300: 200, 250: 200, 50: 40, 25: 20, 12: 11}
 
 rows = pytest.mark.parametrize("name", PAPER)
@@ -81,6 +84,8 @@ def host_of(name: str) -> str:
     row = PAPER[name][1]
     if "Deformable" in row or "Conditional" in row:
         return "deformable_detr" if "Deformable" in row else "conditional_detr"
+    if "DINO" in row:
+        return "dino"
     return "dab_detr" if "DAB" in row or row.startswith("DN-DETR") else "detr"
 
 
@@ -144,7 +149,7 @@ def test_the_row_of_the_paper(name):
 def test_the_setup_of_the_paper(name):
     config = load_preset(name).config
     host, train = config.host, config.train
-    assert host.queries == (100 if host.name == "detr" else 300)
+    assert host.queries == {"detr": 100, "dino": 900}.get(host.name, 300)
     assert (host.hidden, host.heads, host.encoder_layers, host.decoder_layers) == (256, 8, 6, 6)
     assert train.weight_decay == 1e-4
     assert (train.lr, train.backbone_lr, train.batch_size) == ((2e-4, 2e-5, 32) if is_plain(name) else (1e-4, 1e-5, 16))
@@ -166,7 +171,7 @@ def test_what_the_detectors_own_code_sets(name):
 def test_the_form_of_the_decoder(name):
     table, row, *_ = PAPER[name]
     host = load_preset(name).config.host
-    if host_of(name) in ("detr", "conditional_detr"):
+    if host_of(name) in ("detr", "conditional_detr", "dino"):
         assert not hasattr(host, "patterns")
     elif "Deformable" not in row:
         assert host.patterns == (3 if table == 2 else 0)
@@ -188,7 +193,9 @@ def test_denoising_as_in_the_paper_or_none(name):
 
 @every
 def test_the_name_says_whether_there_is_denoising(name):
-    assert (load_preset(name).config.noise is not None) == name.startswith("dn-")
+    noise = load_preset(name).config.noise
+    assert (noise is not None) == name.startswith(("dn-", "cdn-"))
+    assert getattr(noise, "contrastive", False) is name.startswith("cdn-")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +208,7 @@ def test_the_name_says_whether_there_is_denoising(name):
         ("conditional-tiny", "dn-conditional-tiny"),
         *((f"dab-{form}", f"dn-{form}") for form in ("deform-r50-50ep", "deform-pp-r50-50ep")),
         ("deform-tiny", "dn-deform-tiny"),
+        *((f"dino-{form}", f"{kind}-dino-{form}") for kind, form in (("dn", "r50-12ep"), ("cdn", "r50-12ep"), ("dn", "tiny"))),
     ],
 )
 def test_a_baseline_differs_by_nothing_but_the_denoising(baseline, name):
@@ -208,7 +216,7 @@ def test_a_baseline_differs_by_nothing_but_the_denoising(baseline, name):
     assert {block for block in one if one[block] != other[block]} - {"paper"} == {"noise"}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *OTHERS])
 def test_small_presets_are_no_rows_of_the_paper(name):
     assert load_preset(name).config.paper is None
 
@@ -258,6 +266,12 @@ def test_the_size_of_the_reference_in_millions(name, overrides, params):
         ("dn-deform-pp-r50-50ep", [], "dn_dab_deformable_detr_r50"),
         ("dn-deform-pp-r50-50ep", ["backbone.name=resnet101"], "dn_dab_deformable_detr_r101"),
         ("deform-r50-50ep", [], "deformable_detr_r50"),
+        ("deform-r50-50ep", ["host.refine=true", "host.two_stage=true"], "deformable_detr_r50_two_stage"),
+        ("deform-r50-50ep", ["host.refine=true"], "deformable_detr_r50_box_refine"),
+        ("dino-r50-12ep", [], "dino_4scale_r50"),
+        ("dn-dino-r50-12ep", [], "dino_4scale_r50"),
+        ("cdn-dino-r50-12ep", [], "dino_4scale_r50"),
+        ("dn-deform-pp-r50-50ep", ["host.look_twice=true", "host.two_stage=true"], "dn_dab_dino_deformable_detr_r50"),
     ],
 )
 def test_the_size_of_the_reference_to_the_last_parameter(name, overrides, official):
