@@ -117,6 +117,21 @@ def test_a_loss_alone_that_is_not_finite_is_not_learned_from():
     unchanged(each, before)
 
 
+def test_what_cannot_be_matched_reaches_the_encoders_heads_too():
+    """Two stages: else the other processes would wait for their gradients."""
+    config = tiny_config()
+    config = replace(config, host=replace(config.host, two_stage=True))
+    each = Learner(config, tiny_model(config), CPU, steps_per_epoch=10)
+
+    def unmatched(*args):
+        raise FloatingPointError("a prediction of decoder layer 0 is not finite")
+
+    each.criterion = unmatched
+    images, targets = batch([2, 1])
+    each.backward(images, *TASK(targets), each.count([TASK(targets)[1]]))
+    assert [name for name, p in each.model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
 def test_batch_norm_forgets_a_step_that_is_passed_over():
     """Its statistics had learned from a good part before the bad one came."""
     config = tiny_config(accumulate=2, skip_nonfinite=1, ema=0.5)
