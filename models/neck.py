@@ -15,14 +15,15 @@ from dndetr.models.structures import Feature
 class Neck(nn.Module):
     """Brings backbone features to one width; missing levels come from 3 x 3 convolutions of stride 2."""
 
-    def __init__(self, channels: list[int], width: int, levels: int):
+    def __init__(self, channels: list[int], width: int, levels: int, norm: bool = True, embed: bool = True):
+        """`norm`: a group norm after each convolution. `embed`: positions also say the level."""
         super().__init__()
         self.kept = min(len(channels), levels)  # the coarsest ones
-        kept = [Projection(c, width) for c in channels[-self.kept :]]
+        kept = [Projection(c, width, norm=norm) for c in channels[-self.kept :]]
         sources = [channels[-1]] + [width] * levels  # the first extra level starts from the backbone, the next from it
-        extra = [Projection(c, width, kernel_size=3, stride=2, padding=1) for c in sources[: levels - self.kept]]
-        self.project = nn.ModuleList(kept + extra)
-        self.level = nn.Parameter(torch.randn(levels, width))
+        halved = dict(kernel_size=3, stride=2, padding=1, norm=norm)
+        self.project = nn.ModuleList(kept + [Projection(c, width, **halved) for c in sources[: levels - self.kept]])
+        self.level = nn.Parameter(torch.randn(levels, width)) if embed else None
         self.width = width
 
     def forward(self, features: list[Feature], temperature: float, offset: float) -> Pyramid:
@@ -32,7 +33,9 @@ class Neck(nn.Module):
         for project in self.project[self.kept :]:
             last = project(last)
             levels.append(last)
-        positions = [encode_image(level, self.width, temperature, offset) + self.level[i] for i, level in enumerate(levels)]
+        positions = [encode_image(level, self.width, temperature, offset) for level in levels]
+        if self.level is not None:
+            positions = [position + self.level[i] for i, position in enumerate(positions)]
         padded = last.padding is not None
         return Pyramid(
             tokens=torch.cat([level.x.flatten(2).transpose(1, 2) for level in levels], dim=1),
@@ -44,15 +47,15 @@ class Neck(nn.Module):
 
 
 class Projection(nn.Module):
-    """A convolution and a group norm that do not know how far the image was padded.
+    """A convolution and, with `norm`, a group norm that do not know how far the image was padded.
 
     The reference convolves and normalises the padding as well, so that there an image's result depends on the batch.
     """
 
-    def __init__(self, inner: int, outer: int, kernel_size: int = 1, stride: int = 1, padding: int = 0):
+    def __init__(self, inner: int, outer: int, kernel_size: int = 1, stride: int = 1, padding: int = 0, norm: bool = True):
         super().__init__()
         self.conv = nn.Conv2d(inner, outer, kernel_size, stride, padding)
-        self.norm = nn.GroupNorm(math.gcd(32, outer), outer)
+        self.norm = nn.GroupNorm(math.gcd(32, outer), outer) if norm else nn.Identity()
 
     def forward(self, feature: Feature) -> Feature:
         """The level at the resolution and width of the convolution."""
@@ -61,7 +64,7 @@ class Projection(nn.Module):
             return Feature(self.norm(self.conv(x)), None)
         shrunk = padding[:, :: self.conv.stride[0], :: self.conv.stride[1]]
         x = self.conv(x.masked_fill(padding[:, None], 0))
-        return Feature(masked_group_norm(x, shrunk, self.norm), shrunk)
+        return Feature(masked_group_norm(x, shrunk, self.norm) if isinstance(self.norm, nn.GroupNorm) else x, shrunk)
 
 
 def masked_group_norm(x: Tensor, padding: Tensor, norm: nn.GroupNorm) -> Tensor:

@@ -9,15 +9,17 @@ from dndetr.models.hosts.conditional_detr import ConditionalDetr, ConditionalDet
 from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
 from dndetr.models.hosts.detr import Detr, DetrConfig
+from dndetr.models.hosts.sam_detr import SamDetr, SamDetrConfig
 
 HOSTS = {
     "dab_detr": (DabDetrConfig, DabDetr),
     "deformable_detr": (DeformableDetrConfig, DeformableDetr),
     "detr": (DetrConfig, Detr),
     "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
+    "sam_detr": (SamDetrConfig, SamDetr),
 }
 
-HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig
+HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | SamDetrConfig
 
 
 def build_detector(
