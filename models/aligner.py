@@ -53,9 +53,8 @@ def bordered(x: Tensor, padding: Tensor | None) -> Tensor:
     A box that ends within the image is then read alike on every canvas, as the reference reads it where there is no padding.
     Of a box that reaches further out, what lies outside is read as nothing, in the reference as padding or nothing.
     """
-    valid = torch.ones_like(x[:, 0], dtype=torch.bool) if padding is None else ~padding
-    x, valid = (F.pad(each, (0, 2, 0, 2)) for each in (x, valid[:, None]))
-    x = x * valid
+    valid = torch.ones_like(x[:, :1], dtype=torch.bool) if padding is None else ~padding[:, None]
+    x, valid = (F.pad(each, (0, 2, 0, 2)) for each in (x.masked_fill(~valid, 0), valid))
     for dim in (2, 3):
         copied = valid.roll(1, dim) & ~valid  # what rolls over the edge is the padding that was just added
         x, valid = torch.where(copied, x.roll(1, dim), x), valid | copied
@@ -130,15 +129,14 @@ class SemanticAligner(nn.Module):
         found = F.grid_sample(inside.float(), salient[:, :, None], align_corners=False)[..., 0].mT  # BW heads D
         found, salient = (each.unflatten(0, x.shape[:2]) for each in (found, salient))
         points = reference[..., None, :2] + salient * reference[..., None, 2:] / 2  # B W heads 2
-        place = encode_anchors(
-            points.detach(), x.shape[-1] // 2
-        )  # as in the reference: what moves points are features and bias
+        place = encode_anchors(points.detach(), x.shape[-1] // 2)  # as in the reference, features and bias move points
         gates = (gate(x).sigmoid().unflatten(-1, (self.heads, -1)) for gate in (self.content_gate, self.position_gate))
         found, place = (each.to(x.dtype) * gate for each, gate in zip((found, place), gates, strict=True))
         return found, place, points * level.size[:, None, None], scales
 
     def look_into(self, reference: Tensor, level: Level) -> Tensor:
         """The features inside of the boxes (B, W, 4), in 7 x 7 bins: (B * W, D, 7, 7)."""
+        reference = reference.nan_to_num().clamp(0, 1)  # roi_align takes memory by them; training itself says what diverges
         boxes = cxcywh_to_xyxy(reference) * level.size.repeat(1, 2)[:, None]
         image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(*boxes.shape[:2], 1)
         return roi_align(level.map.float(), torch.cat((image, boxes), dim=-1).flatten(0, 1), BINS, aligned=True)

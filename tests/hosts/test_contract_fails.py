@@ -11,7 +11,7 @@ from dndetr.models.backbone import Backbone
 from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.denoising.queries import LabelEmbedding, Queries, plain
 from dndetr.models.heads import DetectionHeads
-from dndetr.models.hosts import conditional_detr, dab_detr, deformable_detr, detr
+from dndetr.models.hosts import conditional_detr, dab_detr, deformable_detr, detr, sam_detr
 from dndetr.models.matcher import Matcher
 from dndetr.models.structures import Feature
 from tests.hosts import test_contract as contract
@@ -91,7 +91,7 @@ def empty_slots_are_attended(patch):
 
 
 def an_empty_group_is_always_there(patch):
-    for module in (dab_detr, deformable_detr, detr, conditional_detr):
+    for module in (dab_detr, deformable_detr, detr, conditional_detr, sam_detr):
 
         def padded(*args, assemble=module.assemble, **kwargs):
             queries = assemble(*args, **kwargs)
@@ -158,7 +158,7 @@ COPIES = [
 ]
 
 
-@pytest.mark.parametrize("form", ("dab", "deformable ++", "deformable, dense decoder", "detr", "conditional"))
+@pytest.mark.parametrize("form", ("dab", "deformable ++", "deformable, dense decoder", "detr", "conditional", "sam", "sam ++"))
 @pytest.mark.parametrize(("breaks", "check", "options"), COPIES, ids=[breaks.__name__ for breaks, _, _ in COPIES])
 def test_a_broken_copy_is_found(monkeypatch, breaks, check, options, form):
     with monkeypatch.context() as patch:
