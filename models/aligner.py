@@ -19,6 +19,7 @@ from dndetr.models.deformable import Pyramid
 from dndetr.models.denoising.queries import Queries
 from dndetr.models.gaussian import gaussian
 from dndetr.models.heads import MLP, DetectionHeads
+from dndetr.models.neck import bordered
 from dndetr.models.position import encode_anchors
 from dndetr.models.transformer import attend
 
@@ -45,20 +46,6 @@ def levels_of(image: Pyramid, memory: Tensor) -> list[Level]:
         at = None if padding is None else padding.unflatten(1, (h, w))
         levels.append(Level(tokens, position, padding, (h, w), size, bordered(tokens.mT.unflatten(2, (h, w)), at)))
     return levels[::-1]
-
-
-def bordered(x: Tensor, padding: Tensor | None) -> Tensor:
-    """A map (B, D, h, w) with its last valid row and column once more, and nothing beyond: (B, D, h + 2, w + 2).
-
-    A box that ends within the image is then read alike on every canvas, as the reference reads it where there is no padding.
-    Of a box that reaches further out, what lies outside is read as nothing, in the reference as padding or nothing.
-    """
-    valid = torch.ones_like(x[:, :1], dtype=torch.bool) if padding is None else ~padding[:, None]
-    x, valid = (F.pad(each, (0, 2, 0, 2)) for each in (x.masked_fill(~valid, 0), valid))
-    for dim in (2, 3):
-        copied = valid.roll(1, dim) & ~valid  # what rolls over the edge is the padding that was just added
-        x, valid = torch.where(copied, x.roll(1, dim), x), valid | copied
-    return x
 
 
 class AlignedDecoder(nn.Module):
@@ -135,7 +122,11 @@ class SemanticAligner(nn.Module):
         return found, place, points * level.size[:, None, None], scales
 
     def look_into(self, reference: Tensor, level: Level) -> Tensor:
-        """The features inside of the boxes (B, W, 4), in 7 x 7 bins: (B * W, D, 7, 7)."""
+        """The features inside of the boxes (B, W, 4), in 7 x 7 bins: (B * W, D, 7, 7).
+
+        A box that ends within the image is read as the reference reads it where there is no padding. Of a box that reaches
+        further, what lies outside is nothing here; in the reference it is padding, or nothing where the canvas ends as well.
+        """
         reference = reference.nan_to_num().clamp(0, 1)  # roi_align takes memory by them; training itself says what diverges
         boxes = cxcywh_to_xyxy(reference) * level.size.repeat(1, 2)[:, None]
         image = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(*boxes.shape[:2], 1)

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dndetr.models.deformable import Pyramid
 from dndetr.models.position import encode_image
@@ -85,3 +86,16 @@ def valid_share(feature: Feature) -> Tensor:
     if padding is None:
         return x.new_ones((len(x), 2), dtype=torch.float32)
     return torch.stack(((~padding[:, 0]).float().mean(1), (~padding[:, :, 0]).float().mean(1)), dim=1)
+
+
+def bordered(x: Tensor, padding: Tensor | None) -> Tensor:
+    """A map (B, D, h, w) with its last valid row and column once more, and nothing beyond: (B, D, h + 2, w + 2).
+
+    What is read between the tokens of an image is then the same on every canvas, and the same as on no canvas at all.
+    """
+    valid = torch.ones_like(x[:, :1], dtype=torch.bool) if padding is None else ~padding[:, None]
+    x, valid = (F.pad(each, (0, 2, 0, 2)) for each in (x.masked_fill(~valid, 0), valid))
+    for dim in (2, 3):
+        copied = valid.roll(1, dim) & ~valid  # what rolls over the edge is the padding that was just added
+        x, valid = torch.where(copied, x.roll(1, dim), x), valid | copied
+    return x

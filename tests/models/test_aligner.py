@@ -4,12 +4,13 @@ import pytest
 import torch
 from torchvision.ops import roi_align
 
-from dndetr.models.aligner import AlignedDecoder, SemanticAligner, bordered, levels_of
+from dndetr.models.aligner import AlignedDecoder, SemanticAligner, levels_of
 from dndetr.models.deformable import Pyramid
 from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.denoising.queries import Queries
 from dndetr.models.gaussian import gaussian
 from dndetr.models.heads import DetectionHeads
+from dndetr.models.neck import bordered
 
 H, W = 5, 8  # of the image, in tokens
 
