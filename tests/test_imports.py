@@ -18,7 +18,18 @@ BASE = " ".join(f"{M}.{name}" for name in ["structures", "boxes", "labels", "hea
 SHARED = f"{M}.backbone {M}.transformer {M}.denoising"
 PARTS = " ".join(
     f"{M}.{name}"
-    for name in ["cache", "native", "conditional", "deformable", "neck", "gaussian", "aligner", "matcher", "criterion"]
+    for name in [
+        "cache",
+        "native",
+        "conditional",
+        "deformable",
+        "neck",
+        "gaussian",
+        "aligner",
+        "modulated",
+        "matcher",
+        "criterion",
+    ]
 )
 HOST_FILES = " ".join(f"{M}.hosts.{name}" for name in HOSTS)
 LIBRARIES = "torch torchvision scipy numpy"

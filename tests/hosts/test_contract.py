@@ -17,6 +17,7 @@ from dndetr.models.hosts.dab_detr import DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
 from dndetr.models.hosts.detr import DetrConfig
 from dndetr.models.hosts.sam_detr import SamDetrConfig
+from dndetr.models.hosts.smca import SmcaConfig
 from dndetr.models.matcher import MatchConfig, Matcher
 from dndetr.models.structures import Images, Target
 
@@ -44,6 +45,8 @@ FORMS = {
     "sam ++": SamDetrConfig(**SIZES, levels=2),
     "sam ++, class embeddings": SamDetrConfig(**SIZES, levels=2),
     "sam ++, 3 groups": SamDetrConfig(**SIZES, levels=3, groups=3),
+    "smca": SmcaConfig(**SIZES, dropout=0),
+    "smca, 3 scales": SmcaConfig(**SIZES, dropout=0, scales=3),
 }
 VECTORS = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(1))
 EMBEDDINGS = {name: VECTORS for name in FORMS if "class embeddings" in name}
