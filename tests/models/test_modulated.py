@@ -9,7 +9,8 @@ from dndetr.models.backbone import BackboneConfig, build_backbone
 from dndetr.models.deformable import Pyramid
 from dndetr.models.hosts.smca import Smca, SmcaConfig
 from dndetr.models.modulated import ModulatedLayer, Scale, ScaleEncoder
-from dndetr.models.structures import Images
+from dndetr.models.position import encode_image
+from dndetr.models.structures import Feature, Images
 
 WIDTH, HEADS = 8, 2
 
@@ -144,6 +145,11 @@ def test_sizes_are_those_of_the_image_and_not_rounded(scales, strides):
     for scale, stride in zip(seen, strides, strict=True):
         assert scale.shape == (math.ceil(64 / stride), math.ceil(96 / stride))
         torch.testing.assert_close(scale.size, torch.tensor([[50 / stride, 60 / stride]]))
+    if scales > 1:  # its positions are made anew
+        hidden = torch.ones(1, 4, 6, dtype=torch.bool)
+        hidden[:, :4, :4] = False
+        position = encode_image(Feature(torch.zeros(1, WIDTH, 4, 6), hidden), WIDTH, 10000.0) + model.neck.level[0]
+        torch.testing.assert_close(seen[0].position, position)
     assert output.anchors.shape == (1, 5, 2)
 
 
