@@ -9,15 +9,19 @@ from dndetr.models.hosts.conditional_detr import ConditionalDetr, ConditionalDet
 from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
 from dndetr.models.hosts.detr import Detr, DetrConfig
+from dndetr.models.hosts.sam_detr import SamDetr, SamDetrConfig
+from dndetr.models.hosts.smca import Smca, SmcaConfig
 
 HOSTS = {
     "dab_detr": (DabDetrConfig, DabDetr),
     "deformable_detr": (DeformableDetrConfig, DeformableDetr),
     "detr": (DetrConfig, Detr),
     "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
+    "sam_detr": (SamDetrConfig, SamDetr),
+    "smca": (SmcaConfig, Smca),
 }
 
-HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig
+HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | SamDetrConfig | SmcaConfig
 
 
 def build_detector(
