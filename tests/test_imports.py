@@ -16,8 +16,22 @@ ROOT = Path(__file__).parents[1]
 M = "dndetr.models"
 BASE = " ".join(f"{M}.{name}" for name in ["structures", "boxes", "labels", "heads", "position"])
 SHARED = f"{M}.backbone {M}.transformer {M}.denoising"
-PARTS = ["cache", "native", "conditional", "deformable", "neck", "proposals", "matcher", "criterion"]
-PARTS = " ".join(f"{M}.{name}" for name in PARTS)
+PARTS = " ".join(
+    f"{M}.{name}"
+    for name in [
+        "cache",
+        "native",
+        "conditional",
+        "deformable",
+        "neck",
+        "proposals",
+        "gaussian",
+        "aligner",
+        "modulated",
+        "matcher",
+        "criterion",
+    ]
+)
 HOST_FILES = " ".join(f"{M}.hosts.{name}" for name in HOSTS)
 LIBRARIES = "torch torchvision scipy numpy"
 ALL_BUT_HOSTS = "*"

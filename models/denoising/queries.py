@@ -61,7 +61,7 @@ class LabelEmbedding(nn.Module):
 
     def forward(self, labels: Tensor, indicator: Tensor | float) -> Tensor:
         """(...) labels, `unknown` allowed, to (..., D). The indicator is 1 for told objects and 0 for matching queries."""
-        return with_indicator(self.table(labels), indicator) if self.indicator else self.table(labels)
+        return self.beside(self.table(labels), indicator)
 
     def contents(self, queries: int, known: Known | None) -> Tensor:
         """Contents of matching queries: (N, D), or (B, N, D) where each image's class is told (Sec. 5.7.1)."""
@@ -71,7 +71,10 @@ class LabelEmbedding(nn.Module):
 
     def unknowns(self, queries: int) -> Tensor:
         """Contents of matching queries (N, D): the unknown class, indicator 0."""
-        return with_indicator(self.table.weight[self.unknown].expand(queries, -1), 0.0)
+        return self.beside(self.table.weight[self.unknown].expand(queries, -1), 0.0)
+
+    def beside(self, embedding: Tensor, indicator: Tensor | float) -> Tensor:
+        return with_indicator(embedding, indicator) if self.indicator else embedding
 
 
 class Patterns(nn.Module):

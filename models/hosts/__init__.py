@@ -10,6 +10,8 @@ from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
 from dndetr.models.hosts.detr import Detr, DetrConfig
 from dndetr.models.hosts.dino import Dino, DinoConfig
+from dndetr.models.hosts.sam_detr import SamDetr, SamDetrConfig
+from dndetr.models.hosts.smca import Smca, SmcaConfig
 
 HOSTS = {
     "dab_detr": (DabDetrConfig, DabDetr),
@@ -17,9 +19,13 @@ HOSTS = {
     "detr": (DetrConfig, Detr),
     "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
     "dino": (DinoConfig, Dino),
+    "sam_detr": (SamDetrConfig, SamDetr),
+    "smca": (SmcaConfig, Smca),
 }
 
-HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | DinoConfig
+HostConfig = (
+    DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | DinoConfig | SamDetrConfig | SmcaConfig
+)
 
 
 def build_detector(

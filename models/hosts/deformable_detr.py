@@ -16,11 +16,11 @@ from dndetr.models.boxes import inverse_sigmoid
 from dndetr.models.conditional import ConditionalDecoder, Memory
 from dndetr.models.deformable import (
     AnchorPosition,
-    DeformableAttention,
     DeformableDecoder,
     DeformableEncoder,
     PointPosition,
     ProposalPosition,
+    init_stars,
 )
 from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble, plain, with_indicator
 from dndetr.models.heads import DetectionHeads, initial_anchors
@@ -110,9 +110,7 @@ class DeformableDetr(nn.Module):
             sizes |= dict(refine=config.refine, look_twice=config.look_twice)
             self.decoder = DeformableDecoder(layers=layers, locate=locate, **sizes)
         init_xavier(self)
-        for module in self.modules():
-            if isinstance(module, DeformableAttention):
-                module.init_star()
+        init_stars(self)
         if self.two_stage:
             self.proposals = Proposals(width, num_classes, config.queries, agnostic=True, embeddings=embeddings)
         shared = config.shared_heads or self.dense or not config.refine

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dndetr.models.boxes import inverse_sigmoid
-from dndetr.models.deformable import AnchorPosition, DeformableAttention, DeformableDecoder, DeformableEncoder
+from dndetr.models.deformable import AnchorPosition, DeformableDecoder, DeformableEncoder, init_stars
 from dndetr.models.denoising.queries import Known, LabelEmbedding, assemble
 from dndetr.models.heads import DetectionHeads
 from dndetr.models.neck import Neck
@@ -65,9 +65,7 @@ class Dino(nn.Module):
     def init_weights(self) -> None:
         """As in DINO, where the learned contents are a matrix of the transformer and begin like one."""
         init_xavier(self)
-        for module in self.modules():
-            if isinstance(module, DeformableAttention):
-                module.init_star()
+        init_stars(self)
         nn.init.normal_(self.neck.level)
         for project in self.neck.project:
             nn.init.zeros_(project.conv.bias)

@@ -17,6 +17,8 @@ from dndetr.models.hosts.dab_detr import DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
 from dndetr.models.hosts.detr import DetrConfig
 from dndetr.models.hosts.dino import DinoConfig
+from dndetr.models.hosts.sam_detr import SamDetrConfig
+from dndetr.models.hosts.smca import SmcaConfig
 from dndetr.models.matcher import MatchConfig, Matcher
 from dndetr.models.structures import Images, Target
 
@@ -44,6 +46,13 @@ FORMS = {
     "deformable ++, two stages": DeformableDetrConfig(**SIZES, levels=2, two_stage=True, look_twice=True),
     "deformable, points, two stages": DeformableDetrConfig(**SIZES, levels=2, query="point", two_stage=True),
     "deformable, two stages, class embeddings": DeformableDetrConfig(**SIZES, levels=2, two_stage=True),
+    "sam": SamDetrConfig(**SIZES, levels=1, smca=False),
+    "sam, smca": SamDetrConfig(**SIZES, levels=1, norm=True),
+    "sam ++": SamDetrConfig(**SIZES, levels=2),
+    "sam ++, class embeddings": SamDetrConfig(**SIZES, levels=2),
+    "sam ++, 3 groups": SamDetrConfig(**SIZES, levels=3, groups=3),
+    "smca": SmcaConfig(**SIZES, dropout=0),
+    "smca, 3 scales": SmcaConfig(**SIZES, dropout=0, scales=3),
 }
 VECTORS = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(1))
 EMBEDDINGS = {name: VECTORS for name in FORMS if "class embeddings" in name}

@@ -208,7 +208,7 @@ def test_without_isolation_nothing_is_blocked():
 def test_a_label_embedding_may_do_without_the_indicator():
     label = LabelEmbedding(CLASSES, width=8, indicator=False)
     assert torch.equal(label(torch.tensor([0, CLASSES]), 1.0), label.table.weight[[0, CLASSES]])
-    assert label.table.weight.shape == (CLASSES + 1, 8)
+    assert label.table.weight.shape == (CLASSES + 1, 8) and label.contents(3, None).shape == (3, 8)
 
 
 def test_label_embedding_ends_with_the_indicator():

@@ -6,9 +6,10 @@ import torch
 from dndetr.models.criterion import Criterion, LossConfig, Wanted
 from dndetr.models.deformable import Pyramid
 from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
 from dndetr.models.matcher import MatchConfig, Matcher
 from dndetr.models.proposals import Proposals, token_boxes
-from dndetr.models.structures import Output, Target
+from dndetr.models.structures import FieldErrors, Output, Target
 
 WIDTH, CLASSES = 32, 4
 
@@ -132,3 +133,15 @@ def test_proposals_find_what_the_decoder_is_told():
     alone, whole = criterion(output, Wanted([some]), 1), criterion(output, Wanted([every]), 3)
     assert told.parts["box_enc"] == whole.parts["box_enc"] and told.parts["cls_enc"] == whole.parts["cls_enc"]
     assert told.parts["box_0"] == alone.parts["box_0"] and told.parts["box_enc"] != alone.parts["box_enc"]
+
+
+@pytest.mark.parametrize("name", ["two_stage", "look_twice"])
+@pytest.mark.parametrize("other", [{"decoder": "dense"}, {"query": "point", "refine": False}])
+def test_both_need_boxes_that_are_refined_by_deformable_attention(name, other):
+    with pytest.raises(FieldErrors, match=f"^{name} must be false unless decoder is deformable and refine"):
+        DeformableDetrConfig(**{name: True}, **other)
+
+
+def test_two_stages_have_no_groups_of_matching_queries():
+    with pytest.raises(FieldErrors, match="groups must be 1 where query is point or two_stage is true"):
+        DeformableDetrConfig(two_stage=True, groups=2)
