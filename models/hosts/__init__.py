@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dndetr.models.backbone import BackboneConfig, build_backbone
+from dndetr.models.hosts.anchor_detr import AnchorDetr, AnchorDetrConfig
 from dndetr.models.hosts.conditional_detr import ConditionalDetr, ConditionalDetrConfig
 from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
@@ -15,9 +16,10 @@ HOSTS = {
     "deformable_detr": (DeformableDetrConfig, DeformableDetr),
     "detr": (DetrConfig, Detr),
     "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
+    "anchor_detr": (AnchorDetrConfig, AnchorDetr),
 }
 
-HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig
+HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | AnchorDetrConfig
 
 
 def build_detector(
