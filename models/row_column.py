@@ -94,27 +94,26 @@ class TwoSteps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, row: Tensor, column: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(row, column, values)
-        parts = []
-        for r, c in in_parts(values, row, column):
-            parts.append((c[:, :, None] @ along_rows(r, values, c)).squeeze(2))
-        return torch.cat(parts, dim=1)
+        found = values.new_empty(*row.shape[:2], values.shape[-1] // column.shape[-1])
+        for r, c, into in in_parts(values, row, column, found):
+            into.copy_((c[:, :, None] @ along_rows(r, values, c)).squeeze(2))
+        return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         row, column, values = ctx.saved_tensors
-        transposed = values.transpose(1, 2)
-        rows, columns = [], []
+        grads = torch.empty_like(row), torch.empty_like(column)
         summed = torch.zeros_like(values, dtype=torch.promote_types(values.dtype, torch.float32))  # of many parts
-        for r, c, g in in_parts(values, row, column, grad):
-            columns.append((along_rows(r, values, c) @ g[..., None]).squeeze(-1))
+        for r, c, g, row_grad, column_grad in in_parts(values, row, column, grad, *grads):
+            column_grad.copy_((along_rows(r, values, c) @ g[..., None]).squeeze(-1))
             between = (c[..., None] * g[:, :, None]).flatten(2)  # n W' hd, the gradient of what lies between the sums
-            rows.append(between @ transposed)
+            row_grad.copy_(between @ values.transpose(1, 2))
             if summed.dtype == values.dtype:
                 summed.baddbmm_(r.transpose(1, 2), between)
             else:
                 summed += r.transpose(1, 2) @ between
-        return torch.cat(rows, dim=1), torch.cat(columns, dim=1), summed.to(values.dtype)
+        return *grads, summed.to(values.dtype)
 
 
 def along_rows(row: Tensor, values: Tensor, column: Tensor) -> Tensor:
@@ -123,10 +122,13 @@ def along_rows(row: Tensor, values: Tensor, column: Tensor) -> Tensor:
 
 
 def in_parts(values: Tensor, *of_queries: Tensor) -> list[tuple[Tensor, ...]]:
-    """Tensors (n, W, ...) cut along W, so that sums over w take BETWEEN bytes at once. A CPU keeps those in its cache."""
+    """Tensors (n, W, ...) cut along W, so that sums over w take BETWEEN bytes at once. A CPU keeps those in its cache.
+
+    Results are made as a whole beforehand: small ones made on the way would lie in the gaps that large ones leave.
+    """
     between = BETWEEN_ON_CPU if values.device.type == "cpu" else BETWEEN
     a_query = values[:, 0].numel() * values.element_size()
     return list(zip(*(x.split(max(16, between // a_query), dim=1) for x in of_queries), strict=True))
 
 
-BETWEEN, BETWEEN_ON_CPU = 2**26, 2**22
+BETWEEN, BETWEEN_ON_CPU = 2**26, 2**21

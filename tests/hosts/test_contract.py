@@ -49,7 +49,11 @@ VECTORS = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(1))
 EMBEDDINGS = {name: VECTORS for name in FORMS if "class embeddings" in name}
 DENOISING = [name for name, config in FORMS.items() if config.untold is None]
 GROUPED = [name for name, config in FORMS.items() if getattr(config, "groups", 1) > 1]
-ANCHORS = {DetrConfig: None, ConditionalDetrConfig: 2, AnchorDetrConfig: 2}  # numbers of an anchor, where they are not 4, or 2 of plain points
+ANCHORS = {
+    DetrConfig: None,
+    ConditionalDetrConfig: 2,
+    AnchorDetrConfig: 2,
+}  # numbers of an anchor, where they are not 4, or 2 of plain points
 
 
 def test_every_host_is_here():
@@ -104,7 +108,12 @@ def different(a, b):
 
 
 BATCH = ((64, 96), (40, 56))
-UNMOVED = ("k.bias", "k_row.bias", "k_column.bias", "label.table.unknown")  # a softmax ignores the one; matching queries of some hosts are told nothing
+UNMOVED = (
+    "k.bias",
+    "k_row.bias",
+    "k_column.bias",
+    "label.table.unknown",
+)  # a softmax ignores the one; matching queries of some hosts are told nothing
 
 
 @pytest.mark.parametrize("form", FORMS)
