@@ -158,7 +158,7 @@ def test_the_checker_sees(path, source, wrong):
         ("models/structures.py", "if TYPE_CHECKING:\n    from dndetr.models.denoising.layout import QueryLayout"),
         ("models/backbone.py", "def f():\n    import efficientnet_lite_pytorch"),
         ("models/hosts/__init__.py", "from dndetr.models.hosts.dab_detr import DabDetr"),
-        ("dncli/config.py", "from dndetr.models.hosts.dab_detr import DabDetrConfig"),
+        ("dncli/config.py", "from dndetr.models.hosts import HostConfig"),
         ("dncli/cli/data.py", "def f():\n    from dndetr.resolve import load_preset"),
     ],
 )
