@@ -14,6 +14,7 @@ from dndetr.models.matcher import MatchConfig, Matcher
 from dndetr.models.neck import Projection
 from dndetr.models.transformer import Attention
 from tests.hosts.test_official import as_if_unpadded, check_gradients, check_losses, check_matches, close
+from tests.hosts.test_official_detr import check_detections
 from tests.official import SCENARIOS, Fixture
 
 FIXTURES = ["anchor_detr", "anchor_detr_mha", "anchor_detr_grid_3level"]
@@ -123,6 +124,7 @@ def test_evaluation(name):
     close(seen["memory"], expected["memory"].permute(0, 2, 3, 1), "memory")
     close(output.logits, expected["pred_logits"], "logits")
     close(output.boxes, expected["pred_boxes"], "boxes")
+    check_detections(output, expected, fixture)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS[:3])
