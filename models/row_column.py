@@ -95,25 +95,27 @@ class TwoSteps(torch.autograd.Function):
     def forward(ctx, row: Tensor, column: Tensor, values: Tensor) -> Tensor:
         ctx.save_for_backward(row, column, values)
         found = values.new_empty(*row.shape[:2], values.shape[-1] // column.shape[-1])
-        for r, c, into in in_parts(values, row, column, found):
-            into.copy_((c[:, :, None] @ along_rows(r, values, c)).squeeze(2))
+        for part in parts(row, values):
+            r, c = row[:, part], column[:, part]
+            found[:, part] = (c[:, :, None] @ along_rows(r, values, c)).squeeze(2)
         return found
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         row, column, values = ctx.saved_tensors
-        grads = torch.empty_like(row), torch.empty_like(column)
+        row_grad, column_grad = torch.empty_like(row), torch.empty_like(column)
         summed = torch.zeros_like(values, dtype=torch.promote_types(values.dtype, torch.float32))  # of many parts
-        for r, c, g, row_grad, column_grad in in_parts(values, row, column, grad, *grads):
-            column_grad.copy_((along_rows(r, values, c) @ g[..., None]).squeeze(-1))
+        for part in parts(row, values):
+            r, c, g = row[:, part], column[:, part], grad[:, part]
+            column_grad[:, part] = (along_rows(r, values, c) @ g[..., None]).squeeze(-1)
             between = (c[..., None] * g[:, :, None]).flatten(2)  # n W' hd, the gradient of what lies between the sums
-            row_grad.copy_(between @ values.transpose(1, 2))
+            row_grad[:, part] = between @ values.transpose(1, 2)
             if summed.dtype == values.dtype:
                 summed.baddbmm_(r.transpose(1, 2), between)
             else:
                 summed += r.transpose(1, 2) @ between
-        return *grads, summed.to(values.dtype)
+        return row_grad, column_grad, summed.to(values.dtype)
 
 
 def along_rows(row: Tensor, values: Tensor, column: Tensor) -> Tensor:
@@ -121,14 +123,14 @@ def along_rows(row: Tensor, values: Tensor, column: Tensor) -> Tensor:
     return (row @ values).unflatten(-1, (column.shape[-1], -1))
 
 
-def in_parts(values: Tensor, *of_queries: Tensor) -> list[tuple[Tensor, ...]]:
-    """Tensors (n, W, ...) cut along W, so that sums over w take BETWEEN bytes at once. A CPU keeps those in its cache.
+def parts(row: Tensor, values: Tensor) -> list[slice]:
+    """Queries of which sums over w take BETWEEN bytes at once. A CPU keeps those in its cache.
 
-    Results are made as a whole beforehand: small ones made on the way would lie in the gaps that large ones leave.
+    Results are made as a whole before: small ones made on the way would lie in the gaps that large ones leave.
     """
     between = BETWEEN_ON_CPU if values.device.type == "cpu" else BETWEEN
-    a_query = values[:, 0].numel() * values.element_size()
-    return list(zip(*(x.split(max(16, between // a_query), dim=1) for x in of_queries), strict=True))
+    count = max(16, between // (values[:, 0].numel() * values.element_size()))
+    return [slice(start, start + count) for start in range(0, row.shape[1], count)]
 
 
 BETWEEN, BETWEEN_ON_CPU = 2**26, 2**21
