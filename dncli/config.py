@@ -155,8 +155,15 @@ class PaperRow:
     ap: float
     params_m: float | None = None
     gflops: float | None = None
+    also: tuple[int, ...] = ()  # further tables that hold the row
 
     __pydantic_config__ = STRICT
+
+    @property
+    def where(self) -> str:
+        """`Table 1`, or `Tables 1 and 7`."""
+        tables = [str(table) for table in (self.table, *self.also)]
+        return f"Table{'s' if self.also else ''} {' and '.join(tables)}"
 
 
 @dataclass(frozen=True)

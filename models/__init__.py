@@ -10,5 +10,6 @@
 | what they are taught by | matcher.py, criterion.py, boxes.py |
 | the deformable-attention operator: building and choosing it | native.py, cache.py; its sources are csrc/ |
 
-A file imports rows above its own; a host never imports a host (tests/test_imports.py).
+A file imports rows above its own; a host never imports a host (tests/test_imports.py). docs/add-a-host.md adds one;
+docs/use-as-library.md gives denoising to a detector that is none of them.
 """
