@@ -25,6 +25,7 @@ PARTS = " ".join(
         "deformable",
         "neck",
         "proposals",
+        "row_column",
         "gaussian",
         "aligner",
         "modulated",

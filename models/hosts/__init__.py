@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dndetr.models.backbone import BackboneConfig, build_backbone
+from dndetr.models.hosts.anchor_detr import AnchorDetr, AnchorDetrConfig
 from dndetr.models.hosts.conditional_detr import ConditionalDetr, ConditionalDetrConfig
 from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
@@ -19,12 +20,20 @@ HOSTS = {
     "detr": (DetrConfig, Detr),
     "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
     "dino": (DinoConfig, Dino),
+    "anchor_detr": (AnchorDetrConfig, AnchorDetr),
     "sam_detr": (SamDetrConfig, SamDetr),
     "smca": (SmcaConfig, Smca),
 }
 
 HostConfig = (
-    DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | DinoConfig | SamDetrConfig | SmcaConfig
+    DabDetrConfig
+    | DeformableDetrConfig
+    | DetrConfig
+    | ConditionalDetrConfig
+    | DinoConfig
+    | AnchorDetrConfig
+    | SamDetrConfig
+    | SmcaConfig
 )
 
 
