@@ -24,6 +24,7 @@ PARTS = " ".join(
         "conditional",
         "deformable",
         "neck",
+        "row_column",
         "gaussian",
         "aligner",
         "modulated",

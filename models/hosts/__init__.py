@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dndetr.models.backbone import BackboneConfig, build_backbone
+from dndetr.models.hosts.anchor_detr import AnchorDetr, AnchorDetrConfig
 from dndetr.models.hosts.conditional_detr import ConditionalDetr, ConditionalDetrConfig
 from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
@@ -17,11 +18,14 @@ HOSTS = {
     "deformable_detr": (DeformableDetrConfig, DeformableDetr),
     "detr": (DetrConfig, Detr),
     "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
+    "anchor_detr": (AnchorDetrConfig, AnchorDetr),
     "sam_detr": (SamDetrConfig, SamDetr),
     "smca": (SmcaConfig, Smca),
 }
 
-HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | SamDetrConfig | SmcaConfig
+HostConfig = (
+    DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | AnchorDetrConfig | SamDetrConfig | SmcaConfig
+)
 
 
 def build_detector(

@@ -12,6 +12,7 @@ from dndetr.models.criterion import Criterion, LossConfig, Wanted
 from dndetr.models.denoising.noise import NoiseConfig, noise_targets
 from dndetr.models.denoising.queries import Known
 from dndetr.models.hosts import HOSTS, build_detector
+from dndetr.models.hosts.anchor_detr import AnchorDetrConfig
 from dndetr.models.hosts.conditional_detr import ConditionalDetrConfig
 from dndetr.models.hosts.dab_detr import DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
@@ -47,12 +48,21 @@ FORMS = {
     "sam ++, 3 groups": SamDetrConfig(**SIZES, levels=3, groups=3),
     "smca": SmcaConfig(**SIZES, dropout=0),
     "smca, 3 scales": SmcaConfig(**SIZES, dropout=0, scales=3),
+    "anchor": AnchorDetrConfig(**SIZES),
+    "anchor, plain attention": AnchorDetrConfig(**SIZES, attention="plain", patterns=1),
+    "anchor, grid, 3 levels": AnchorDetrConfig(**{**SIZES, "encoder_layers": 2}, anchors="grid", levels=3),
+    "anchor, class embeddings": AnchorDetrConfig(**SIZES, patterns=2),
+    "anchor, 3 groups": AnchorDetrConfig(**SIZES, patterns=2, groups=3),
 }
 VECTORS = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(1))
 EMBEDDINGS = {name: VECTORS for name in FORMS if "class embeddings" in name}
 DENOISING = [name for name, config in FORMS.items() if config.untold is None]
 GROUPED = [name for name, config in FORMS.items() if getattr(config, "groups", 1) > 1]
-ANCHORS = {DetrConfig: None, ConditionalDetrConfig: 2}  # numbers of an anchor, where they are not 4, or 2 of plain points
+ANCHORS = {
+    DetrConfig: None,
+    ConditionalDetrConfig: 2,
+    AnchorDetrConfig: 2,
+}  # numbers of an anchor, where they are not 4, or 2 of plain points
 
 
 def test_every_host_is_here():
@@ -107,7 +117,12 @@ def different(a, b):
 
 
 BATCH = ((64, 96), (40, 56))
-UNMOVED = ("k.bias", "label.table.unknown")  # a softmax ignores the one; matching queries of some hosts are told nothing
+UNMOVED = (
+    "k.bias",
+    "k_row.bias",
+    "k_column.bias",
+    "label.table.unknown",
+)  # a softmax ignores the one; matching queries of some hosts are told nothing
 
 
 @pytest.mark.parametrize("form", FORMS)
