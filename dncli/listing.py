@@ -10,7 +10,7 @@ from dndetr.cli.options import DEFAULT_PRESET
 from dndetr.resolve import Summary
 from dndetr.settings import is_among
 
-SMALL = 0  # in the place of a table: no row of the paper
+SMALL, OTHER = 0, 99  # in the place of a table: for a CPU, and of full size but no row of the paper
 TITLES = {
     SMALL: f"On a CPU, in minutes (by default {DEFAULT_PRESET}; lite: your own images)",
     1: "Table 1: features of one scale, 50 epochs (DETR: 500)",
@@ -18,6 +18,7 @@ TITLES = {
     3: "Table 3: denoising in other detectors",
     4: "Table 4: features of several scales, 50 epochs",
     7: "Table 7: denoising in half of the epochs",
+    OTHER: "Not in the paper",
 }
 SCHEDULE = ("train.epochs", "train.drop_epoch")
 
@@ -41,7 +42,9 @@ def listing(presets: Sequence[Summary]) -> list[str]:
 
 def tables(preset: Summary) -> list[int]:
     """The tables that hold a preset's row."""
-    return [preset.paper["table"], *preset.paper.get("also", [])] if preset.paper else [SMALL]
+    if preset.paper:
+        return [preset.paper["table"], *preset.paper.get("also", [])]
+    return [SMALL if preset.name.endswith(("-tiny", "-lite")) else OTHER]
 
 
 def pairs(presets: Iterable[Summary]) -> Iterator[Pair]:

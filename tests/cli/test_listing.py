@@ -1,6 +1,6 @@
 """The list of presets: what stands beside what, and that it is read in a terminal of 80 columns."""
 
-from dndetr.listing import TITLES, listing
+from dndetr.listing import OTHER, SMALL, TITLES, listing
 from dndetr.resolve import Summary, list_presets
 
 BASE = {"host.name": "dab_detr", "host.queries": 300}
@@ -29,8 +29,8 @@ def groups(*presets: Summary) -> dict[tuple[str, str], list[str]]:
 
 
 def test_a_detector_stands_beside_itself_with_denoising():
-    found = groups(preset("dn-a", table=1, ap=44.1), preset("a", noise=False, table=1, ap=42.2), preset("dn-b", host__x=1))
-    assert found == {(TITLES[0], "dab_detr"): ["dn-b"], (TITLES[1], "dab_detr"): ["a 42.2 dn-a 44.1 +1.9"]}
+    found = groups(preset("dn-a", table=1, ap=44.1), preset("a", noise=False, table=1, ap=42.2), preset("dn-tiny", host__x=1))
+    assert found == {(TITLES[SMALL], "dab_detr"): ["dn-tiny"], (TITLES[1], "dab_detr"): ["a 42.2 dn-a 44.1 +1.9"]}
 
 
 def test_denoising_in_half_of_the_epochs_is_the_same_detector():
@@ -53,6 +53,11 @@ def test_a_row_of_two_tables_stands_in_both():
 def test_detectors_have_groups_of_their_own_in_order():
     found = groups(*(preset(f"x-{name}", table=3, ap=40, host__name=name) for name in ("sam", "anchor")))
     assert list(found.items()) == [((TITLES[3], "anchor"), ["x-anchor 40.0"]), ((TITLES[3], "sam"), ["x-sam 40.0"])]
+
+
+def test_what_is_no_row_and_not_small_comes_last():
+    found = groups(preset("big-r50-12ep"), preset("a", table=9, ap=1), preset("b-lite"))
+    assert [title for title, _ in found] == [TITLES[SMALL], "Table 9", TITLES[OTHER]]
 
 
 def test_a_table_without_a_title_has_its_number():
