@@ -90,6 +90,21 @@ def test_training_step(name, scenario):
     check_gradients(model, step, fixture)
 
 
+def check_step(fixture: Fixture, scenario: str, told: Known | None = None) -> None:
+    """A step without denoising: outputs of every layer, matches, every loss, and the gradient of every parameter."""
+    step = fixture.scenario(scenario)
+    output = fixture.model.train()(fixture.images, told)
+    close(output.logits, step.expected["pred_logits"], "logits")
+    close(output.boxes, step.expected["pred_boxes"], "boxes")
+    matcher = Matcher(MatchConfig(*(fixture.config[f"set_cost_{x}"] for x in ("class", "bbox", "giou"))))
+    check_matches(matcher(output, step.targets), step.expected)
+    weights = LossConfig(*(step.weights[f"loss_{x}"] for x in ("ce", "bbox", "giou")))
+    losses = Criterion(weights, matcher)(output, Wanted(step.targets), objects=sum(len(t.labels) for t in step.targets))
+    check_losses(losses, step, layers=len(output.logits))
+    losses.total.backward()
+    check_gradients(fixture.model, step, fixture)
+
+
 def check_queries(queries, expected, name, fixture):
     content, anchors = expected["query_label"], expected["query_bbox"]
     if name != "dn_dab_deformable_detr":  # the dense models are sequence-first

@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dndetr.models.criterion import Criterion, LossConfig, Wanted
 from dndetr.models.hosts.anchor_detr import AnchorDetrConfig, LevelAttention
-from dndetr.models.matcher import MatchConfig, Matcher
 from dndetr.models.neck import Projection
 from dndetr.models.transformer import Attention
-from tests.hosts.test_official import as_if_unpadded, check_gradients, check_losses, check_matches, close
+from tests.hosts.test_official import as_if_unpadded, check_step, close
 from tests.hosts.test_official_detr import check_detections
 from tests.official import SCENARIOS, Fixture
 
@@ -131,15 +129,4 @@ def test_evaluation(name):
 @pytest.mark.parametrize("name", FIXTURES)
 def test_training_step(name, scenario):
     """Outputs of every layer, matches, every loss, and the gradient of every parameter."""
-    fixture = AnchorFixture(name)
-    step, model = fixture.scenario(scenario), fixture.model.train()
-    output = model(fixture.images)
-    close(output.logits, step.expected["pred_logits"], "logits")
-    close(output.boxes, step.expected["pred_boxes"], "boxes")
-    matcher = Matcher(MatchConfig(*(fixture.config[f"set_cost_{x}"] for x in ("class", "bbox", "giou"))))
-    check_matches(matcher(output, step.targets), step.expected)
-    weights = LossConfig(*(fixture.config[f"{x}_loss_coef"] for x in ("cls", "bbox", "giou")))
-    losses = Criterion(weights, matcher)(output, Wanted(step.targets), objects=sum(len(t.labels) for t in step.targets))
-    check_losses(losses, step, layers=len(output.logits))
-    losses.total.backward()
-    check_gradients(model, step, fixture)
+    check_step(AnchorFixture(name), scenario)

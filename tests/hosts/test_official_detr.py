@@ -7,14 +7,12 @@ import re
 import pytest
 import torch
 
-from dndetr.models.criterion import Criterion, LossConfig, Wanted
 from dndetr.models.denoising.queries import Known
 from dndetr.models.hosts.conditional_detr import ConditionalDetrConfig
 from dndetr.models.hosts.detr import DetrConfig
-from dndetr.models.matcher import MatchConfig, Matcher
 from dndetr.training.evaluate import detect
 from tests.hosts.test_contract import known, matching_part, same
-from tests.hosts.test_official import check_gradients, check_losses, check_matches, close
+from tests.hosts.test_official import check_step, close
 from tests.official import SCENARIOS, Fixture, translate
 
 NAMES = ["detr", "detr_pre_norm", "conditional_detr", "group_detr"]
@@ -86,18 +84,7 @@ def check_detections(output, expected, fixture):
 @pytest.mark.parametrize("name", NAMES)
 def test_training_step(name, scenario):
     """Outputs of every layer, matches of every group, every loss, and the gradient of every parameter."""
-    fixture = EmbeddingsFixture(name)
-    step = fixture.scenario(scenario)
-    output = fixture.model.train()(fixture.images, Known(every_group=True))
-    close(output.logits, step.expected["pred_logits"], "logits")
-    close(output.boxes, step.expected["pred_boxes"], "boxes")
-    matcher = Matcher(MatchConfig(*(fixture.config[f"set_cost_{x}"] for x in ("class", "bbox", "giou"))))
-    check_matches(matcher(output, step.targets), step.expected)
-    weights = LossConfig(*(step.weights[f"loss_{x}"] for x in ("ce", "bbox", "giou")))
-    losses = Criterion(weights, matcher)(output, Wanted(step.targets), objects=sum(len(t.labels) for t in step.targets))
-    check_losses(losses, step, layers=len(output.logits))
-    losses.total.backward()
-    check_gradients(fixture.model, step, fixture)
+    check_step(EmbeddingsFixture(name), scenario, Known(every_group=True))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,14 +7,12 @@ import re
 import pytest
 import torch
 
-from dndetr.models.criterion import Criterion, LossConfig, Wanted
 from dndetr.models.hosts.sam_detr import SamDetrConfig
-from dndetr.models.matcher import MatchConfig, Matcher
 from dndetr.models.neck import Projection
 from dndetr.models.position import encode_image
 from dndetr.training.evaluate import detect
 from tests.hosts.test_contract import known, matching_part, same
-from tests.hosts.test_official import as_if_unpadded, check_gradients, check_losses, check_matches, close
+from tests.hosts.test_official import as_if_unpadded, check_step, close
 from tests.official import SCENARIOS, Fixture, translate
 
 NAMES = ["sam_detr", "sam_detr_smca", "sam_detr_multiscale_smca"]
@@ -97,18 +95,7 @@ def test_evaluation(official, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_training_step(official, name, scenario):
     """Outputs of every layer, matches, every loss, and the gradient of every parameter."""
-    fixture = official(name)
-    step = fixture.scenario(scenario)
-    output = fixture.model.train()(fixture.images)
-    close(output.logits, step.expected["pred_logits"], "logits")
-    close(output.boxes, step.expected["pred_boxes"], "boxes")
-    matcher = Matcher(MatchConfig(*(fixture.config[f"set_cost_{x}"] for x in ("class", "bbox", "giou"))))
-    check_matches(matcher(output, step.targets), step.expected)
-    weights = LossConfig(*(step.weights[f"loss_{x}"] for x in ("ce", "bbox", "giou")))
-    losses = Criterion(weights, matcher)(output, Wanted(step.targets), objects=sum(len(t.labels) for t in step.targets))
-    check_losses(losses, step, layers=len(output.logits))
-    losses.total.backward()
-    check_gradients(fixture.model, step, fixture)
+    check_step(official(name), scenario)
 
 
 @pytest.mark.parametrize("name", NAMES)
