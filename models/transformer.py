@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dndetr.models.heads import MLP
+from dndetr.models.linear import Linear
 
 
 def attend(
@@ -59,7 +60,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.q, self.k, self.v, self.out = (Linear(width, width) for _ in range(4))
 
     def forward(
         self,
@@ -83,8 +84,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float, activation: type[nn.Module], pre_norm: bool = False):
         super().__init__()
-        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.activation = activation(inplace=True) if activation is nn.ReLU else activation()
+        self.linear1, self.linear2 = Linear(width, hidden), Linear(hidden, width)
+        self.activation = activation()
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
         self.pre_norm = pre_norm
@@ -94,7 +95,7 @@ class FeedForward(nn.Module):
 
     def each(self, x: Tensor) -> Tensor:
         """What the layers make of each token of x (..., D)."""
-        tokens = x.flatten(0, -2)  # in place works on a result of its own, not on a view of one
+        tokens = x.flatten(0, -2)
         parts = tokens.split(CACHED_TOKENS) if x.device.type == "cpu" and len(tokens) > CACHED_TOKENS else [tokens]
         found = [self.linear2(self.dropout(self.activation(self.linear1(part)))) for part in parts]
         return (torch.cat(found) if len(found) > 1 else found[0]).view_as(x)
