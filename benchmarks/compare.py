@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -122,3 +123,17 @@ def verdict(row: Row, ratio: float) -> str:
     reached = sum(sign * ratio >= sign * bar for bar in bars)
     great = "" if row.great is None else f" ({row.great:g})"
     return f"{'<=' if row.is_cost else '>='} {row.line:g}{great}".ljust(15) + ("short", "reached", "great")[reached]
+
+
+def extra_memory(function: Callable[[], object]) -> float:
+    """MiB that a call needs at its peak besides what this process holds already."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = memory("VmHWM")
+    function()
+    return memory("VmHWM") - before
+
+
+def memory(field: str) -> float:
+    """MiB that Linux notes of this process: VmHWM is the most that it held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

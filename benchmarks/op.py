@@ -10,10 +10,9 @@ import multiprocessing
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-from compare import Contest, Functions, Row, main
+from compare import Contest, Functions, Row, extra_memory, main
 from torch import Tensor
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
@@ -89,16 +88,7 @@ def peak(attend: Callable[..., Tensor]) -> float:
     small = inputs(1, SMALL, None)
     attend(SMALL, *small).sum().backward()  # what is loaded once is not counted
     tensors = inputs(1, LARGE, None)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = memory("VmHWM")
-    attend(LARGE, *tensors).sum().backward()
-    return memory("VmHWM") - before
-
-
-def memory(field: str) -> float:
-    """MiB that Linux notes of this process: VmHWM is the most that it held."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+    return extra_memory(lambda: attend(LARGE, *tensors).sum().backward())
 
 
 if __name__ == "__main__":

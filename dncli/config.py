@@ -155,8 +155,15 @@ class PaperRow:
     ap: float
     params_m: float | None = None
     gflops: float | None = None
+    also: tuple[int, ...] = ()  # further tables that hold the row
 
     __pydantic_config__ = STRICT
+
+    @property
+    def where(self) -> str:
+        """`Table 1`, or `Tables 1 and 7`."""
+        tables = [str(table) for table in (self.table, *self.also)]
+        return f"Table{'s' if self.also else ''} {' and '.join(tables)}"
 
 
 @dataclass(frozen=True)
@@ -184,5 +191,7 @@ class Config:
             raise FieldErrors({"noise": f"must be null with {untold}, whose queries are no boxes"})
         if self.task.name != "detection" and untold:
             raise FieldErrors({"task.name": f"must be detection with {untold}, whose queries can be told nothing"})
+        if self.backbone.dilation and getattr(self.host, "scales", 1) > 1:
+            raise FieldErrors({"backbone.dilation": "must be false with several host.scales, each half as fine as the last"})
         if self.task.name == "known_objects" and not self.noise:
             raise FieldErrors({"noise": "must not be null with task.name: known_objects, which are told as noised queries"})

@@ -106,7 +106,7 @@ def report(resolved: Resolved, counted: Info) -> Group:
         "convolutions, linear layers and attention. A training step is forward and backward."
     )
     if paper:
-        about += f" The paper ({paper.row}, Table {paper.table}: {paper.ap} AP) does not state its image size."
+        about += f" The paper ({paper.row}, {paper.where}: {paper.ap} AP) does not state its image size."
     return Group(grid, "", about)
 
 

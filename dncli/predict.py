@@ -1,10 +1,11 @@
-"""`dndetr predict`: detections in any images, drawn and as JSON."""
+"""`dndetr predict`: detections in any images, drawn and as JSON; and the detector of a checkpoint as a function."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from dndetr.files import replace_text, writable
 from dndetr.fonts import undrawable
 from dndetr.labels.embeddings import categories_in, for_categories
 from dndetr.models.structures import Target
-from dndetr.training.checkpoint import load_checkpoint
+from dndetr.training.checkpoint import Checkpoint, load_checkpoint
 from dndetr.training.commands import check_progressive, settings_of
 from dndetr.training.distributed import choose_device
 from dndetr.training.evaluate import detect
@@ -70,9 +71,8 @@ def predict(
     problems = found.problems
     if not found.places:
         raise UserError(*problems)
-    config, device = settings_of(checkpoint, (), ckpt), choose_device("auto")
-    check_precision(config, device)
-    model, categories = load_detector(checkpoint, config, ckpt, device), categories_of(checkpoint)
+    predictor = predictor_of(checkpoint, ckpt)
+    config, categories = predictor.config, predictor.categories
     ask = Progressive(rounds, sure, len(categories))
     predictions: list[dict[str, Any]] = []
     report, reading, glances = Report(), reading_of(config.data), []
@@ -85,7 +85,7 @@ def predict(
             except UserError as error:
                 problems += error.lines
                 continue
-            detections = find_objects(model, picture, config, categories, threshold, ask)
+            detections = predictor(picture, threshold, ask)
             size = {"width": picture.width, "height": picture.height}
             predictions.append({"file": str(file), **size, "detections": detections})
             (out / place.parent).mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,31 @@ def summary(predictions: Sequence[dict[str, Any]], threshold: float, out: Path) 
     names = undrawable({d["name"] for prediction in predictions for d in prediction["detections"]})
     found = f"{images}, {objects} objects with a score from {threshold}: {out / 'predictions.json'}"
     return [*filter(None, [names]), found]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained detector as a function: `predictor(picture)` are the objects in an RGB picture, best first."""
+
+    model: nn.Module
+    config: Config
+    categories: Categories
+
+    def __call__(self, picture: Image.Image, threshold: float = 0.3, ask: Ask = PLAIN) -> list[dict[str, Any]]:
+        """Those with a score from `threshold` on: box (x1, y1, x2, y2 in pixels), name, category_id, score."""
+        return find_objects(self.model, picture, self.config, self.categories, threshold, ask)
+
+
+def load_predictor(ckpt: str | Path, *, trust: bool = False) -> Predictor:
+    """The detector of a run's best epoch or of a checkpoint file; `trust` opens files that can run code."""
+    return predictor_of(load_checkpoint(ckpt, trust=trust), ckpt)
+
+
+def predictor_of(checkpoint: Checkpoint, source: str | Path) -> Predictor:
+    """The detector of a checkpoint on whatever device there is."""
+    config, device = settings_of(checkpoint, (), source), choose_device("auto")
+    check_precision(config, device)
+    return Predictor(load_detector(checkpoint, config, source, device), config, categories_of(checkpoint))
 
 
 @torch.inference_mode()

@@ -10,20 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
 from dndetr import presets
 from dndetr.console import UserError
 from dndetr.settings import (
     LONGEST_KEY,
     Found,
-    Loader,
     Mistake,
     Place,
     Setting,
     Settings,
     dump,
     is_among,
+    is_inside,
     merge,
     parse_override,
     printable,
@@ -49,8 +47,8 @@ class Summary(NamedTuple):
     """What `dndetr presets` says of a preset."""
 
     name: str
-    description: str
     paper: dict[str, Any]  # its table, row, ap ...; empty where it is no row of the paper
+    settings: dict[str, Any]  # by dotted key, as written, `paper` among them
 
 
 def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Resolved:
@@ -100,10 +98,10 @@ def list_presets() -> list[Summary]:
 
 
 def summary(path: Path) -> Summary:
-    """The first comment line of a preset, and its row of the paper."""
-    text = path.read_text(encoding="utf-8")
-    tree = yaml.load(text, Loader=Loader) or {}
-    return Summary(path.stem, text.partition("\n")[0].removeprefix("#").strip(), tree.get("paper") or {})
+    """A preset's row of the paper, and what is set in it or in the preset that it extends."""
+    settings = {key: setting.value for key, setting in read_preset(path)[0].items()}
+    paper = {key.removeprefix("paper."): value for key, value in settings.items() if is_inside(key, "paper")}
+    return Summary(path.stem, paper, settings)
 
 
 def find_preset(name_or_path: str | Path) -> Path:

@@ -211,10 +211,13 @@ def known_keys(host: str | None = None) -> list[str]:
 
 
 def nearest(key: str, known: list[str]) -> str | None:
-    """The valid key most like this one: as a whole, in its own block first, or by its last word."""
+    """The valid key most like this one: as a whole, in its own block first, or by its last word.
+
+    Of several with that last word the first is meant, but `groups` are denoising's sooner than Group DETR's.
+    """
     block, _, name = key.rpartition(".")
     inside = [k for k in known if k.rpartition(".")[0] == block]
-    words = {k.rpartition(".")[2]: k for k in reversed(known)}
+    words = {k.rpartition(".")[2]: k for k in sorted(reversed(known), key=lambda k: is_inside(k, "noise"))}
     if not block and name in words:
         return words[name]
     for candidates in (inside, known):

@@ -49,12 +49,12 @@ class BackboneConfig:
 
 
 class Backbone(nn.Module):
-    """Runs a network's `stages`; the last `len(channels)` of them are the features."""
+    """Runs a network's `stages`; the last `len(channels)` of them are the features, each of its width and its stride."""
 
-    def __init__(self, stages: nn.Sequential, channels: list[int], frozen: int):
+    def __init__(self, stages: nn.Sequential, channels: list[int], strides: list[int], frozen: int):
         super().__init__()
         self.stages = stages.to(memory_format=torch.channels_last)  # faster, and tokens then lie as attention reads them
-        self.channels = channels
+        self.channels, self.strides = channels, strides
         for stage in stages[:frozen]:
             stage.requires_grad_(False)
         self.valid: Tensor | None = None
@@ -116,7 +116,7 @@ def resnet(name: str, dilation: bool, pretrained: bool) -> Backbone:
                 for stage in (net.layer2, net.layer3, net.layer4)]  # fmt: skip
     stages = nn.Sequential(stem, net.layer1, net.layer2, net.layer3, net.layer4)
     fold_batch_norm(stages)
-    return Backbone(stages, channels, frozen=2 if pretrained else 0)
+    return Backbone(stages, channels, [8, 16, 16 if dilation else 32], frozen=2 if pretrained else 0)
 
 
 def small() -> Backbone:
@@ -124,7 +124,7 @@ def small() -> Backbone:
     stages = []
     for inner, outer in ((3, 32), (32, 64), (64, 128)):
         stages.append(nn.Sequential(*convolution(inner, outer, stride=2), *convolution(outer, outer, stride=1)))
-    return Backbone(nn.Sequential(*stages), [128], frozen=0)
+    return Backbone(nn.Sequential(*stages), [128], [8], frozen=0)
 
 
 def convolution(inner: int, outer: int, stride: int) -> list[nn.Module]:
@@ -153,7 +153,7 @@ def efficientnet(pretrained: bool) -> Backbone:
     stages = nn.Sequential(stem, *(nn.Sequential(*blocks) for blocks in parts))
     if pretrained:
         freeze_batch_norm(stages)
-    return Backbone(stages, [40, 112, 320], frozen=2 if pretrained else 0)
+    return Backbone(stages, [40, 112, 320], [8, 16, 32], frozen=2 if pretrained else 0)
 
 
 class ToUnitRange(nn.Module):

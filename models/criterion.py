@@ -69,9 +69,10 @@ class Losses(NamedTuple):
 
 
 class Criterion:
-    """`criterion(output, wanted, objects, told, images)`: how many objects of the whole step are to be found, how many are
-    reconstructed (None = the same), and how many images it has (None = those of the output), averaged over processes; tensors
-    of no dimension may stay where they are, so that no GPU is waited for. 0 objects count as 1.
+    """`criterion(output, wanted, objects, told, images)`: how many objects of the whole step are to be found (None = those
+    wanted here), how many are reconstructed (None = the same), and how many images it has (None = those of the output),
+    averaged over processes; tensors of no dimension may stay where they are, so that no GPU is waited for. 0 objects count
+    as 1.
     """
 
     def __init__(self, config: LossConfig, matcher: Matcher):
@@ -82,11 +83,13 @@ class Criterion:
         self,
         output: Output,
         wanted: Wanted,
-        objects: float | Tensor,
+        objects: float | Tensor | None = None,
         told: float | Tensor | None = None,
         images: float | Tensor | None = None,
     ) -> Losses:
         denoising, matching = only_taught(output, wanted.taught).split()
+        if objects is None:
+            objects = sum(len(t.labels) for t in wanted.targets)
         found = objects * output.layout.matching_groups
         told = at_least_one(objects if told is None else told)
         matched = self.matcher(matching, wanted.targets)

@@ -132,6 +132,13 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(zero)
 
 
+def init_stars(module: nn.Module) -> None:
+    """The beginning of every deformable attention within a module, after init_xavier."""
+    for part in module.modules():
+        if isinstance(part, DeformableAttention):
+            part.init_star()
+
+
 class DeformableEncoderLayer(nn.Module):
     """Deformable self-attention and feed-forward."""
 

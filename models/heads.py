@@ -73,9 +73,14 @@ def initial_anchors(queries: int, kind: str) -> Tensor:
     """(N, 4) anchor logits: `random` is N(0, 1) as in DAB-DETR, `grid` covers the image evenly with boxes of 0.22."""
     if kind == "random":
         return torch.randn(queries, 4)
+    return inverse_sigmoid(torch.cat((grid_points(queries), torch.full((queries, 2), 0.22)), dim=1))
+
+
+def grid_points(queries: int) -> Tensor:
+    """(N, 2) points in [0, 1], row after row, each row with nearly as many."""
     rows = round(math.sqrt(queries))
-    centers = []
-    for row, share in enumerate(torch.arange(queries).tensor_split(rows)):  # rows of nearly as many anchors each
+    points = []
+    for row, share in enumerate(torch.arange(queries).tensor_split(rows)):
         across = (torch.arange(len(share)) + 0.5) / len(share)
-        centers.append(torch.stack((across, torch.full_like(across, (row + 0.5) / rows)), dim=1))
-    return inverse_sigmoid(torch.cat((torch.cat(centers), torch.full((queries, 2), 0.22)), dim=1))
+        points.append(torch.stack((across, torch.full_like(across, (row + 0.5) / rows)), dim=1))
+    return torch.cat(points)

@@ -181,17 +181,22 @@ class DecoderLayer(nn.Module):
 
         `bias` is added to what the softmax of the cross-attention sees and broadcasts to (B, heads, W, S).
         """
-        hidden = None if padding is None else padding[:, None]
 
         def among(x: Tensor) -> Tensor:
             return self.self_attention(x, position, blocked)
 
         def across(x: Tensor) -> Tensor:
-            return self.cross_attention(x, position, hidden, memory, bias)
+            return self.look(x, position, memory, padding, bias)
 
         x = residual(x, self.norm1, self.dropout, self.pre_norm, among)
         x = residual(x, self.norm2, self.dropout, self.pre_norm, across)
         return self.feed_forward(x)
+
+    def look(
+        self, x: Tensor, position: Tensor, memory: tuple[Tensor, Tensor], padding: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """What the queries find in the image."""
+        return self.cross_attention(x, position, None if padding is None else padding[:, None], memory, bias)
 
 
 def init_xavier(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,9 +113,9 @@ def translate(weights: dict[str, Tensor], dense_decoder: bool, queries_width: in
 class StoredFeatures(nn.Module):
     """Stands for the backbone: gives the fixture's features."""
 
-    def __init__(self, features: list[Tensor]):
+    def __init__(self, features: list[Tensor], strides: Sequence[int] | None = None):
         super().__init__()
-        self.features = features
+        self.features, self.strides = features, strides
         self.channels = [f.shape[1] for f in features]
 
     def forward(self, images: Images) -> list[Feature]:
@@ -140,8 +141,9 @@ class Fixture:
         self.num_classes = self.config["num_classes"]
         host = self.host_config()
         features = [self.inputs[f"feature.{i}"] for i in range(len(self.config["channels"]))]
+        backbone = StoredFeatures(features, self.config.get("strides"))
         _, build = HOSTS[host.name]
-        self.model = build(host, backbone=StoredFeatures(features), num_classes=self.num_classes)
+        self.model = build(host, backbone=backbone, num_classes=self.num_classes)
         self.state = self.translate(load_file(self.folder / "weights.safetensors"))
         shared = self.model.heads.shared
         self.state = {k: v for k, v in self.state.items() if not (shared and re.match(r"heads\.(cls|box)\.[1-9]", k))}

@@ -16,7 +16,22 @@ ROOT = Path(__file__).parents[1]
 M = "dndetr.models"
 BASE = " ".join(f"{M}.{name}" for name in ["structures", "boxes", "linear", "labels", "heads", "position"])
 SHARED = f"{M}.backbone {M}.transformer {M}.denoising"
-PARTS = " ".join(f"{M}.{name}" for name in ["cache", "native", "conditional", "deformable", "neck", "matcher", "criterion"])
+PARTS = " ".join(
+    f"{M}.{name}"
+    for name in [
+        "cache",
+        "native",
+        "conditional",
+        "deformable",
+        "neck",
+        "row_column",
+        "gaussian",
+        "aligner",
+        "modulated",
+        "matcher",
+        "criterion",
+    ]
+)
 HOST_FILES = " ".join(f"{M}.hosts.{name}" for name in HOSTS)
 LIBRARIES = "torch torchvision scipy numpy"
 ALL_BUT_HOSTS = "*"

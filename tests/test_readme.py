@@ -11,6 +11,7 @@ import typer
 
 from dndetr.cli import app
 from dndetr.cli.options import DEFAULT_PRESET
+from dndetr.models.hosts import HOSTS
 from dndetr.resolve import FOLDER, load_preset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,12 +66,16 @@ def targets() -> set[str]:
 
 @pytest.mark.parametrize("name", TEXT)
 def test_every_preset_and_file_is_there(name):
-    for preset in re.findall(r"`((?:dn-)?(?:dab|deform)-[a-z0-9-]*(?:ep|tiny|lite))\b", TEXT[name]):
+    for preset in re.findall(r"`([a-z][a-z0-9-]*-(?:\d+ep|tiny|lite))\b", TEXT[name]):
         assert (FOLDER / f"{preset}.yaml").is_file(), preset
     for file in re.findall(r"\]\(([^):]+)\)", TEXT[name]):
         assert (ROOT / name).parent.joinpath(file).exists() or (ROOT / "docs" / file).exists(), file
     for file in re.findall(r"`((?:models|tests|dncli|presets)/[\w/.-]*)`", TEXT[name]):
         assert (ROOT / file).exists(), file
+
+
+def test_every_host_is_named():
+    assert [name for name in HOSTS if f"`{name}`" not in TEXT["README.md"]] == []
 
 
 def test_the_two_commands_come_first():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import yaml
 from matplotlib import colormaps
 from rich.table import Table
 
@@ -33,6 +34,7 @@ class Series(NamedTuple):
     previous: dict[int, int]  # epoch -> the evaluated epoch before it, with which it is compared
     values: dict[int, np.ndarray]  # epoch -> Eq. 2 of each decoder layer (L,), or of the last one (1,)
     largest: float  # possible value
+    groups: int = 1  # of matching queries in training, of which evaluations ask the first (Group DETR)
 
     @property
     def early(self) -> float | None:
@@ -132,7 +134,14 @@ def series_of(name: str, run: Run, matches: dict[int, Matches], *, layers: bool)
         values = {epoch: layer_instability(*pair) for epoch, pair in pairs.items()}
     else:
         values = {epoch: np.array([instability(*pair)]) for epoch, pair in pairs.items()}
-    return Series(name, previous, values, largest_instability(matches[epochs[-1]]))
+    return Series(name, previous, values, largest_instability(matches[epochs[-1]]), groups_of(run))
+
+
+def groups_of(run: Run) -> int:
+    """Its host.groups; 1 where that is not written."""
+    file = run.path / "config.yaml"
+    settings = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    return settings.get("host", {}).get("groups", 1)
 
 
 def run_table(every: Sequence[Series]) -> Table:
@@ -167,6 +176,11 @@ def notes(every: Sequence[Series]) -> list[str]:
     """What must be known of the numbers: the largest one, and where epochs are missing between two."""
     lines = ["The largest possible value is twice the objects of an image (its queries, where these are fewer), as a mean."]
     for series in every:
+        if series.groups > 1:
+            lines.append(
+                f"{series.name} trains {series.groups} groups of matching queries: this is the matching of the first, with "
+                "which it detects."
+            )
         gaps = [f"{before} to {now}" for now, before in series.previous.items() if now - before > 1]
         if gaps:
             lines.append(

@@ -19,7 +19,7 @@ def presets(
         typer.Argument(metavar="NAME", help="Show this one whole.", autocompletion=preset_names, show_default=False),
     ] = None,
 ) -> None:
-    """List the presets, or show all settings of one and where each value comes from.
+    """List the presets by table and detector, or show all settings of one and where each value comes from.
 
     Example: [bold]dndetr presets dn-deform-tiny[/bold]
     """
@@ -27,12 +27,11 @@ def presets(
 
     if name is not None:
         return say(library.to_yaml(library.load_preset(name)))
-    from rich.table import Table
+    from dndetr.listing import listing
 
-    table = Table("preset", "AP", "what it is", box=None, padding=(0, 2, 0, 0))
-    for summary in library.list_presets():
-        table.add_row(summary.name, str(summary.paper.get("ap", "")), summary.description.partition(":")[0])
-    console.print(table)
+    for line in listing(library.list_presets()):
+        console.print(line, style="" if line.startswith(" ") else "bold", markup=False, soft_wrap=True)
+    say("\nAP is what the paper prints. `dndetr presets NAME` shows all settings of one.")
 
 
 def info(

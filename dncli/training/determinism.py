@@ -26,7 +26,7 @@ def be_deterministic(device: torch.device) -> list[str]:
     warnings.filterwarnings("ignore", "grid_sampler_2d_backward_cuda does not have a deterministic implementation")
     excepted = [
         "equal bits need as many processes, the same kind of GPU and versions",
-        "the gradient of deformable attention is added up in any order (detectors without it: host dab_detr)",
+        "the gradient of deformable attention is added up in any order (hosts without it, such as dab_detr, are exact)",
     ]
     if os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", WORKSPACES[0]) not in WORKSPACES:
         excepted.append(f"cuBLAS may sum in any order: unset CUBLAS_WORKSPACE_CONFIG, or set it to {WORKSPACES[0]}")

@@ -5,19 +5,27 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from dndetr.models.backbone import BackboneConfig, build_backbone
+from dndetr.models.hosts.anchor_detr import AnchorDetr, AnchorDetrConfig
 from dndetr.models.hosts.conditional_detr import ConditionalDetr, ConditionalDetrConfig
 from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
 from dndetr.models.hosts.detr import Detr, DetrConfig
+from dndetr.models.hosts.sam_detr import SamDetr, SamDetrConfig
+from dndetr.models.hosts.smca import Smca, SmcaConfig
 
 HOSTS = {
     "dab_detr": (DabDetrConfig, DabDetr),
     "deformable_detr": (DeformableDetrConfig, DeformableDetr),
     "detr": (DetrConfig, Detr),
     "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
+    "anchor_detr": (AnchorDetrConfig, AnchorDetr),
+    "sam_detr": (SamDetrConfig, SamDetr),
+    "smca": (SmcaConfig, Smca),
 }
 
-HostConfig = DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig
+HostConfig = (
+    DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | AnchorDetrConfig | SamDetrConfig | SmcaConfig
+)
 
 
 def build_detector(

@@ -12,10 +12,10 @@ from dndetr.models.boxes import inverse_sigmoid
 from dndetr.models.conditional import ConditionalDecoder, Memory
 from dndetr.models.deformable import (
     AnchorPosition,
-    DeformableAttention,
     DeformableDecoder,
     DeformableEncoder,
     PointPosition,
+    init_stars,
 )
 from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble, plain, with_indicator
 from dndetr.models.heads import DetectionHeads, initial_anchors
@@ -93,9 +93,7 @@ class DeformableDetr(nn.Module):
             sizes |= dict(levels=config.levels, points=points)
             self.decoder = DeformableDecoder(layers=layers, refine=config.refine, locate=locate, **sizes)
         init_xavier(self)
-        for module in self.modules():
-            if isinstance(module, DeformableAttention):
-                module.init_star()
+        init_stars(self)
         shared = config.shared_heads or self.dense or not config.refine
         eps = 1e-5 if self.points else 1e-3
         self.heads = DetectionHeads(width, num_classes, layers, shared=shared, eps=eps, embeddings=embeddings)

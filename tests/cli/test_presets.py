@@ -8,11 +8,13 @@ import yaml
 from dndetr.config import Config
 from dndetr.console import UserError
 from dndetr.models.denoising.noise import NoiseConfig
+from dndetr.models.hosts import HOSTS
 from dndetr.models.hosts.dab_detr import DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
 from dndetr.resolve import from_tree, list_presets, load_preset, summary, to_tree, to_yaml
 
 DAB = "host: {name: dab_detr}\n"
+ANY = " or ".join(HOSTS)
 DEFORM = "host: {name: deformable_detr}\n"
 SEE = "(see `dndetr presets`; the path of a file ends in .yaml)"
 
@@ -123,7 +125,7 @@ def test_a_preset_is_found_by_name_and_by_path():
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("dn-dab-tin", f"unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-deform-tiny? {SEE}"),
+        ("dn-dab-tin", f"unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-group-dab-tiny? {SEE}"),
         ("zzz", f"unknown preset 'zzz' {SEE}"),
         ("mine", f"unknown preset 'mine' {SEE}"),
         ("mine.yml", "mine.yml: no such preset file"),
@@ -181,18 +183,18 @@ def test_a_wrong_name_and_a_wrong_type_in_one_block():
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", ["p.yaml: host.name is missing, it must be dab_detr or deformable_detr"]),
-        ("host: {queries: 9}\n", ["p.yaml: host.name is missing, it must be dab_detr or deformable_detr"]),
+        ("", [f"p.yaml: host.name is missing, it must be {ANY}"]),
+        ("host: {queries: 9}\n", [f"p.yaml: host.name is missing, it must be {ANY}"]),
         (
             "host: {name: dab_dtr}\n",
-            ["p.yaml:1: host.name must be dab_detr or deformable_detr, got 'dab_dtr', did you mean dab_detr?"],
+            [f"p.yaml:1: host.name must be {ANY}, got 'dab_dtr', did you mean dab_detr?"],
         ),
-        ("host: {name: yolo}\n", ["p.yaml:1: host.name must be dab_detr or deformable_detr, got 'yolo'"]),
-        ("host: {name: 3}\n", ["p.yaml:1: host.name must be dab_detr or deformable_detr, got 3"]),
+        ("host: {name: yolo}\n", [f"p.yaml:1: host.name must be {ANY}, got 'yolo'"]),
+        ("host: {name: 3}\n", [f"p.yaml:1: host.name must be {ANY}, got 3"]),
         (
             "host: {name: dab_dtr,\n  temprature: 3, points: 2}\n",
             [
-                "p.yaml:1: host.name must be dab_detr or deformable_detr, got 'dab_dtr', did you mean dab_detr?",
+                f"p.yaml:1: host.name must be {ANY}, got 'dab_dtr', did you mean dab_detr?",
                 "p.yaml:2: unknown key 'host.temprature', did you mean host.temperature?",
             ],
         ),
@@ -396,7 +398,7 @@ def test_a_preset_does_not_extend_itself():
 
 def test_extending_what_is_not_there():
     assert mistakes("extends: dn-dab-tin\n" + DAB) == [
-        f"p.yaml:1: extends: unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-deform-tiny? {SEE}"
+        f"p.yaml:1: extends: unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-group-dab-tiny? {SEE}"
     ]
     assert mistakes("extends: x/y\n" + DAB) == ["p.yaml:1: extends: x/y: no such preset file"]
 
@@ -488,11 +490,14 @@ def test_text_stays_text_in_yaml(root):
     assert reloaded(resolved).config == config
 
 
-def test_the_summary_is_the_first_line_and_the_paper_row():
-    Path("p.yaml").write_text("# Mine: the best\n# more\nhost: {name: x}\npaper: {table: 1, ap: 1e1}\n")
-    assert summary(Path("p.yaml")) == ("p", "Mine: the best", {"table": 1, "ap": 10.0})
+def test_the_summary_is_the_paper_row_and_what_is_set():
+    Path("p.yaml").write_text("host: {name: x}\npaper: {table: 1, ap: 1e1}\n")
+    row = {"table": 1, "ap": 10.0}
+    assert summary(Path("p.yaml")) == ("p", row, {"host.name": "x", "paper.table": 1, "paper.ap": 10.0})
+    Path("q.yaml").write_text("extends: p\nnoise: null\n")
+    assert summary(Path("q.yaml")) == ("q", {}, {"host.name": "x", "noise": None})
     Path("p.yaml").write_text("")
-    assert summary(Path("p.yaml")) == ("p", "", {})
+    assert summary(Path("p.yaml")) == ("p", {}, {})
 
 
 def test_presets_are_listed_by_name():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
+from dndetr.models import row_column
 from dndetr.models.backbone import Backbone
 from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.denoising.queries import LabelEmbedding, Queries, plain
 from dndetr.models.heads import DetectionHeads
-from dndetr.models.hosts import conditional_detr, dab_detr, deformable_detr, detr
+from dndetr.models.hosts import HOSTS, anchor_detr, deformable_detr
 from dndetr.models.matcher import Matcher
 from dndetr.models.structures import Feature
+from dndetr.models.transformer import Attention
 from tests.hosts import test_contract as contract
 
 
@@ -91,7 +94,8 @@ def empty_slots_are_attended(patch):
 
 
 def an_empty_group_is_always_there(patch):
-    for module in (dab_detr, deformable_detr, detr, conditional_detr):
+    modules = {sys.modules[config.__module__] for config, _ in HOSTS.values()}
+    for module in (module for module in modules if hasattr(module, "assemble")):
 
         def padded(*args, assemble=module.assemble, **kwargs):
             queries = assemble(*args, **kwargs)
@@ -158,13 +162,67 @@ COPIES = [
 ]
 
 
-@pytest.mark.parametrize("form", ("dab", "deformable ++", "deformable, dense decoder", "detr", "conditional"))
+ANCHOR = ["anchor", "anchor, plain attention", "anchor, grid, 3 levels"]
+BREAKABLE = ["dab", "deformable ++", "deformable, dense decoder", "detr", "conditional", "sam", "sam ++", *ANCHOR]
+
+
+@pytest.mark.parametrize("form", BREAKABLE)
 @pytest.mark.parametrize(("breaks", "check", "options"), COPIES, ids=[breaks.__name__ for breaks, _, _ in COPIES])
 def test_a_broken_copy_is_found(monkeypatch, breaks, check, options, form):
     with monkeypatch.context() as patch:
         breaks(patch)
         with pytest.raises(BROKEN):
             check(form, **options)
+
+
+WITHOUT_NOISE = [
+    (boxes_without_sigmoid, contract.test_shapes_of_the_output, {}),
+    (a_head_that_nothing_asks, contract.test_backward_reaches_every_parameter, {"denoise": False, "counts": (2, 4)}),
+    (padding_is_convolved, contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding, {}),
+    (padding_is_attended, contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding, {}),
+    (sizes_come_from_pixels, contract.test_an_exported_detector_computes_the_same, {}),
+]
+
+
+@pytest.mark.parametrize("form", ("smca", "smca, 3 scales"))
+@pytest.mark.parametrize(
+    ("breaks", "check", "options"), WITHOUT_NOISE, ids=[breaks.__name__ for breaks, _, _ in WITHOUT_NOISE]
+)
+def test_a_broken_copy_of_a_host_without_denoising_is_found(monkeypatch, breaks, check, options, form):
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(BROKEN):
+            check(form, **options)
+
+
+def means_see_the_padding(patch):
+    patch.setattr(row_column, "mean", lambda tokens, hidden, dim: tokens.mean(dim))
+
+
+def levels_see_those_of_other_images(patch):
+    def forward(self, x, level):
+        return Attention.forward(self, x.transpose(0, 1), level.repeat(len(x) // len(level), 1)).transpose(0, 1)
+
+    patch.setattr(anchor_detr.LevelAttention, "forward", forward)
+
+
+def queries_see_levels_of_other_images(patch):
+    patch.setattr(anchor_detr, "for_each_level", lambda x, levels: x.repeat(levels, *[1] * (x.dim() - 1)))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "form"),
+    [
+        (means_see_the_padding, "anchor"),
+        (levels_see_those_of_other_images, "anchor, grid, 3 levels"),
+        (queries_see_levels_of_other_images, "anchor, grid, 3 levels"),
+    ],
+)
+def test_what_the_reference_of_anchor_detr_mixes_is_found(monkeypatch, breaks, form):
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(AssertionError):
+            contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding(form)
 
 
 @pytest.mark.parametrize("form", contract.GROUPED)

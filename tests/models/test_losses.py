@@ -69,6 +69,13 @@ def test_without_objects_only_the_background_is_taught():
     assert (logits.grad > 0).all() and boxes.grad.eq(0).all()
 
 
+def test_untold_how_many_objects_the_step_has_the_criterion_counts_those_that_are_wanted():
+    wanted = Wanted([target((1, LEFT), (0, RIGHT)), target((2, LEFT))])
+    found = output(torch.linspace(-2, 2, 24).view(1, 2, 4, 3), torch.linspace(0.2, 0.8, 32).view(1, 2, 4, 4))
+    criterion = Criterion(LossConfig(), Matcher(MatchConfig()))
+    assert criterion(found, wanted).total == criterion(found, wanted, 3).total != criterion(found, wanted, 2).total
+
+
 def test_softplus_is_pytorchs_with_its_gradient_also_where_a_logit_is_0_or_huge():
     x = torch.cat((torch.linspace(-30, 30, 601), torch.tensor([0.0, -0.0, 1e-9, 120.0, -120.0, 1e30]))).requires_grad_()
     torch.testing.assert_close(softplus(x), nn.functional.softplus(x), rtol=1e-6, atol=2e-7)

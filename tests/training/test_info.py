@@ -149,6 +149,11 @@ def test_a_row_of_the_paper_without_its_size():
     assert shown(replace(tiny_config(), paper=paper))[1] == "parameters 43.71 M -"
 
 
+def test_a_row_of_two_tables_names_both():
+    paper = PaperRow(table=1, row="DETR-R50", ap=42.0, also=(7,))
+    assert "(DETR-R50, Tables 1 and 7: 42.0 AP)" in " ".join(shown(replace(tiny_config(), paper=paper)))
+
+
 def test_without_a_paper_there_is_nothing_beside():
     lines = shown(tiny_config(), replace(COUNTED, denoising=None))
     assert lines[1] == "parameters 43.71 M -"
