@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from dndetr.models.heads import MLP
 from dndetr.models.linear import Linear
+from dndetr.models.structures import Apart
 
 
 def attend(
@@ -18,7 +19,7 @@ def attend(
     k: Tensor,
     v: Tensor,
     heads: int,
-    blocked: Tensor | None = None,
+    blocked: Tensor | Apart | None = None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -27,6 +28,8 @@ def attend(
     `blocked` is bool, True = may not attend, and broadcasts to (B, W, S). `bias` is added to what the softmax sees and
     broadcasts to (B, heads, W, S). `dropout` is the share of weights that are left out.
     """
+    if isinstance(blocked, Apart):
+        return attend_apart(q, k, v, heads, blocked, dropout)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     mask = None if blocked is None else ~blocked[:, None]
     if bias is not None:
@@ -36,6 +39,15 @@ def attend(
     else:
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return found.transpose(1, 2).flatten(-2)
+
+
+def attend_apart(q: Tensor, k: Tensor, v: Tensor, heads: int, blocked: Apart, dropout: float) -> Tensor:
+    """The same among queries (B, W, .) whose last groups see but themselves: each is as a batch of its own."""
+    alone = blocked.groups * blocked.size
+    first = attend(*(x[:, :-alone] for x in (q, k, v)), heads, blocked.first, dropout=dropout)
+    apart = (x[:, -alone:].unflatten(1, (blocked.groups, -1)).flatten(0, 1) for x in (q, k, v))
+    found = attend(*apart, heads, dropout=dropout)  # B*groups size D
+    return torch.cat((first, found.unflatten(0, (-1, blocked.groups)).flatten(1, 2)), dim=1)
 
 
 def slow_when_fused(q: Tensor, v: Tensor) -> bool:
@@ -66,7 +78,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         position: Tensor,
-        blocked: Tensor | None = None,
+        blocked: Tensor | Apart | None = None,
         memory: tuple[Tensor, Tensor] | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
