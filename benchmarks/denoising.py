@@ -8,18 +8,27 @@ from compare import Contest, Functions, Row, main
 from ours import made_up, training_step
 
 
-def steps(preset: str, classes: int, batch: int, height: int, width: int) -> Functions:
+def steps(preset: str, classes: int, batch: int, height: int, width: int, *overrides: str) -> Functions:
     images = made_up(batch, height, width, objects=7, classes=classes)
-    return {"with": training_step(preset, images, classes), "without": training_step(preset, images, classes, "noise=null")}
+    step = partial(training_step, preset, images, classes, *overrides)
+    return {"with": step("noise.groups=5"), "without": step("noise=null")}
+
+
+def contest(what: str, preset: str, *overrides: str) -> Contest:
+    """Of a detector of official size."""
+    both = partial(steps, preset, 91, 2, 320, 416, *overrides)
+    return Contest([both], [Row(f"{what} with / without", "with", "without", 1.06, 1.03)], rounds=11)
 
 
 if __name__ == "__main__":
-    dab = partial(steps, "dn-dab-r50-50ep", classes=91, batch=2, height=320, width=416)
     tiny = partial(steps, "dn-deform-tiny", classes=6, batch=16, height=96, width=96)
     main(
         __doc__.partition("\n")[0],
         [
-            Contest([dab], [Row("dab with / without", "with", "without", 1.06, 1.03)], rounds=11),
+            contest("dab", "dn-dab-r50-50ep"),
+            contest("deformable", "dn-deform-pp-r50-12ep"),
+            contest("detr", "detr-r50-500ep"),
+            contest("conditional", "conditional-r50-50ep"),
             Contest([tiny], [Row("tiny with / without", "with", "without", 1.15, 1.08)], rounds=31),
         ],
     )

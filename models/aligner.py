@@ -19,6 +19,7 @@ from dndetr.models.deformable import Pyramid
 from dndetr.models.denoising.queries import Queries
 from dndetr.models.gaussian import gaussian
 from dndetr.models.heads import MLP, DetectionHeads
+from dndetr.models.linear import Linear
 from dndetr.models.neck import bordered
 from dndetr.models.position import encode_anchors
 from dndetr.models.transformer import attend
@@ -101,8 +102,8 @@ class SemanticAligner(nn.Module):
         self.squeeze = nn.Conv2d(width, width // 4, kernel_size=1)
         numbers = 4 if smca else 2  # a head: the point and, with SMCA, the scales of its Gaussian
         self.points = MLP(width // 4 * BINS * BINS, width, 2 * width, 2 * width, numbers * heads)
-        self.content_gate = nn.Linear(width, heads * width)
-        self.position_gate = nn.Linear(width, heads * width)
+        self.content_gate = Linear(width, heads * width)
+        self.position_gate = Linear(width, heads * width)
 
     def forward(self, x: Tensor, reference: Tensor, level: Level) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """From queries x (B, W, D) and their boxes (B, W, 4) in the unpadded image, all (B, W, heads, .):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dndetr.models.denoising.queries import Queries
 from dndetr.models.heads import MLP, DetectionHeads
+from dndetr.models.linear import Linear
 from dndetr.models.position import encode_anchors
 from dndetr.models.transformer import FeedForward, attend
 
@@ -105,13 +106,13 @@ class ConditionalLayer(nn.Module):
     ):
         super().__init__()
         self.heads = heads
-        self.self_content = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q", "k", "v", "out")})
-        self.self_position = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q", "k")})
+        self.self_content = nn.ModuleDict({name: Linear(width, width) for name in ("q", "k", "v", "out")})
+        self.self_position = nn.ModuleDict({name: Linear(width, width) for name in ("q", "k")})
         self.norm1 = nn.LayerNorm(width)
-        self.cross_content = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q", "k", "v", "out")})
-        self.cross_position = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q", "k")})
-        self.first_position = nn.Linear(width, width) if first else None
-        self.level_weights = nn.Linear(width, levels) if levels > 1 else None
+        self.cross_content = nn.ModuleDict({name: Linear(width, width) for name in ("q", "k", "v", "out")})
+        self.cross_position = nn.ModuleDict({name: Linear(width, width) for name in ("q", "k")})
+        self.first_position = Linear(width, width) if first else None
+        self.level_weights = Linear(width, levels) if levels > 1 else None
         self.norm2 = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, ffn, dropout, activation)
         self.dropout = nn.Dropout(dropout)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dndetr.models import native
 from dndetr.models.denoising.queries import Queries
 from dndetr.models.heads import MLP, DetectionHeads
+from dndetr.models.linear import Linear
 from dndetr.models.position import encode_anchors, waves
 from dndetr.models.transformer import Attention, FeedForward
 
@@ -87,10 +88,10 @@ class DeformableAttention(nn.Module):
     def __init__(self, width: int, heads: int, levels: int, points: int):
         super().__init__()
         self.heads, self.levels, self.points = heads, levels, points
-        self.value = nn.Linear(width, width)
-        self.offsets = nn.Linear(width, heads * levels * points * 2)
-        self.weights = nn.Linear(width, heads * levels * points)
-        self.out = nn.Linear(width, width)
+        self.value = Linear(width, width)
+        self.offsets = Linear(width, heads * levels * points * 2)
+        self.weights = Linear(width, heads * levels * points)
+        self.out = Linear(width, width)
 
     def forward(self, query: Tensor, reference: Tensor, memory: Tensor, padding: Tensor | None, shapes: Shapes) -> Tensor:
         """query (B, W, D), reference (B, W, L, 2 or 4) in the padded image, memory (B, S, D) to (B, W, D).
@@ -291,7 +292,7 @@ class PointPosition(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.point = nn.Linear(width, 2)
+        self.point = Linear(width, 2)
 
     def reference(self, position: Tensor) -> Tensor:
         return self.point(position).float().sigmoid()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from dndetr.models.boxes import inverse_sigmoid
 from dndetr.models.labels import class_head
+from dndetr.models.linear import Linear
 
 
 class MLP(nn.Module):
@@ -14,7 +15,7 @@ class MLP(nn.Module):
 
     def __init__(self, *sizes: int):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

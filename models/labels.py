@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dndetr.models.linear import Linear
 from dndetr.models.structures import STRICT
 
 
@@ -36,7 +37,7 @@ class EmbeddedTable(nn.Module):
     def __init__(self, embeddings: Tensor, width: int):
         super().__init__()
         self.register_buffer("embeddings", unit(embeddings))
-        self.projection = nn.Linear(embeddings.shape[1], width)
+        self.projection = Linear(embeddings.shape[1], width)
         self.unknown = nn.Parameter(torch.randn(width))
         nn.init.normal_(self.projection.weight)  # rows then begin as those of an nn.Embedding do, with a variance of 1
         nn.init.zeros_(self.projection.bias)
@@ -61,10 +62,10 @@ class EmbeddedClassifier(nn.Module):
     def __init__(self, width: int, embeddings: Tensor, none: bool = False):
         super().__init__()
         self.register_buffer("embeddings", unit(embeddings))
-        self.projection = nn.Linear(embeddings.shape[1], width, bias=False)
+        self.projection = Linear(embeddings.shape[1], width, bias=False)
         self.bias = nn.Parameter(torch.zeros(()))
         nn.init.normal_(self.projection.weight, std=(3 * width) ** -0.5)  # rows as large as those of an nn.Linear
-        self.none = nn.Linear(width, 1) if none else None
+        self.none = Linear(width, 1) if none else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., C), or (..., C + 1)."""
@@ -84,4 +85,4 @@ def label_table(num_classes: int, width: int, embeddings: Tensor | None) -> nn.E
 
 def class_head(width: int, num_classes: int, embeddings: Tensor | None, none: bool = False) -> nn.Linear | EmbeddedClassifier:
     """States to logits of the classes, with `none` and of "no object": learned, or from `embeddings` (C, E)."""
-    return nn.Linear(width, num_classes + none) if embeddings is None else EmbeddedClassifier(width, embeddings, none)
+    return Linear(width, num_classes + none) if embeddings is None else EmbeddedClassifier(width, embeddings, none)

@@ -12,6 +12,7 @@ from dndetr.models.deformable import Pyramid
 from dndetr.models.denoising.queries import Queries
 from dndetr.models.gaussian import gaussian
 from dndetr.models.heads import MLP, DetectionHeads
+from dndetr.models.linear import Linear
 from dndetr.models.neck import bordered
 from dndetr.models.transformer import DecoderLayer, FeedForward, residual
 
@@ -79,8 +80,8 @@ class Modulation(nn.Module):
     def __init__(self, width: int, heads: int, scales: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.offsets, self.falloff = (nn.Linear(width, scales * heads * 2) for _ in range(2))
-        self.weights = nn.Linear(width, scales) if scales > 1 else None
+        self.offsets, self.falloff = (Linear(width, scales * heads * 2) for _ in range(2))
+        self.weights = Linear(width, scales) if scales > 1 else None
         self.split = (scales, heads, 2)
 
     def forward(self, x: Tensor, center: Tensor, scales: list[Scale]) -> list[tuple[Tensor, Tensor]]:
@@ -122,7 +123,7 @@ class ScaleLayer(nn.Module):
 
     def __init__(self, *, width: int, ffn: int, dropout: float, scales: int):
         super().__init__()
-        self.enter, self.leave = nn.Linear(width, width), nn.Linear(width, width)
+        self.enter, self.leave = Linear(width, width), Linear(width, width)
         self.own = nn.ModuleList(depthwise(width) for _ in range(scales))
         self.down = depthwise(width, stride=2)
         self.norm = nn.LayerNorm(width)

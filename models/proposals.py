@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dndetr.models.deformable import Pyramid, token_centers
 from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.heads import DetectionHeads
+from dndetr.models.linear import Linear
 from dndetr.models.structures import Output
 from dndetr.models.transformer import init_xavier
 
@@ -25,7 +26,7 @@ class Proposals(nn.Module):
     ):
         """`agnostic`: the first class stands for any object. No vector tells that, so with `embeddings` it is the only one."""
         super().__init__()
-        self.project, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        self.project, self.norm = Linear(width, width), nn.LayerNorm(width)
         init_xavier(self.project)
         if agnostic and embeddings is not None:
             num_classes, embeddings = 1, None

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dndetr.models.linear import Linear
+
 
 class Axes(NamedTuple):
     """Something of the x and of the y axis."""
@@ -42,7 +44,7 @@ class RowColumnAttention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads = heads
-        self.q_row, self.q_column, self.k_row, self.k_column, self.v, self.out = (nn.Linear(width, width) for _ in range(6))
+        self.q_row, self.q_column, self.k_row, self.k_column, self.v, self.out = (Linear(width, width) for _ in range(6))
         self.dropout = nn.Dropout(dropout)  # of the weights
 
     def forward(self, x: Tensor, at: Axes, image: Grid) -> Tensor:

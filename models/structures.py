@@ -59,6 +59,17 @@ class Assignment(NamedTuple):
     object: Tensor  # (A,) int64, index into the image's own targets
 
 
+class Apart(NamedTuple):
+    """Who sees whom among queries of which the last are groups that see but themselves (Group DETR).
+
+    As a mask of all queries it would say little but "no".
+    """
+
+    first: Tensor | None  # (B, F, F) bool, among the F first queries, True = may not attend; None = all see all
+    groups: int  # how many groups of equal size follow
+    size: int  # queries of each
+
+
 @dataclass(frozen=True)
 class Output:
     """What every host returns."""

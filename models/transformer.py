@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dndetr.models.heads import MLP
+from dndetr.models.linear import Linear
+from dndetr.models.structures import Apart
 
 
 def attend(
@@ -17,7 +19,7 @@ def attend(
     k: Tensor,
     v: Tensor,
     heads: int,
-    blocked: Tensor | None = None,
+    blocked: Tensor | Apart | None = None,
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -26,6 +28,8 @@ def attend(
     `blocked` is bool, True = may not attend, and broadcasts to (B, W, S). `bias` is added to what the softmax sees and
     broadcasts to (B, heads, W, S). `dropout` is the share of weights that are left out.
     """
+    if isinstance(blocked, Apart):
+        return attend_apart(q, k, v, heads, blocked, dropout)
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     mask = None if blocked is None else ~blocked[:, None]
     if bias is not None:
@@ -35,6 +39,15 @@ def attend(
     else:
         found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return found.transpose(1, 2).flatten(-2)
+
+
+def attend_apart(q: Tensor, k: Tensor, v: Tensor, heads: int, blocked: Apart, dropout: float) -> Tensor:
+    """The same among queries (B, W, .) whose last groups see but themselves: each is as a batch of its own."""
+    alone = blocked.groups * blocked.size
+    first = attend(*(x[:, :-alone] for x in (q, k, v)), heads, blocked.first, dropout=dropout)
+    apart = (x[:, -alone:].unflatten(1, (blocked.groups, -1)).flatten(0, 1) for x in (q, k, v))
+    found = attend(*apart, heads, dropout=dropout)  # B*groups size D
+    return torch.cat((first, found.unflatten(0, (-1, blocked.groups)).flatten(1, 2)), dim=1)
 
 
 def slow_when_fused(q: Tensor, v: Tensor) -> bool:
@@ -59,13 +72,13 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.q, self.k, self.v, self.out = (Linear(width, width) for _ in range(4))
 
     def forward(
         self,
         x: Tensor,
         position: Tensor,
-        blocked: Tensor | None = None,
+        blocked: Tensor | Apart | None = None,
         memory: tuple[Tensor, Tensor] | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
@@ -83,8 +96,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float, activation: type[nn.Module], pre_norm: bool = False):
         super().__init__()
-        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.activation = activation(inplace=True) if activation is nn.ReLU else activation()
+        self.linear1, self.linear2 = Linear(width, hidden), Linear(hidden, width)
+        self.activation = activation()
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(width)
         self.pre_norm = pre_norm
@@ -94,7 +107,7 @@ class FeedForward(nn.Module):
 
     def each(self, x: Tensor) -> Tensor:
         """What the layers make of each token of x (..., D)."""
-        tokens = x.flatten(0, -2)  # in place works on a result of its own, not on a view of one
+        tokens = x.flatten(0, -2)
         parts = tokens.split(CACHED_TOKENS) if x.device.type == "cpu" and len(tokens) > CACHED_TOKENS else [tokens]
         found = [self.linear2(self.dropout(self.activation(self.linear1(part)))) for part in parts]
         return (torch.cat(found) if len(found) > 1 else found[0]).view_as(x)

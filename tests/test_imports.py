@@ -14,7 +14,7 @@ from dndetr.models.hosts import HOSTS
 ROOT = Path(__file__).parents[1]
 
 M = "dndetr.models"
-BASE = " ".join(f"{M}.{name}" for name in ["structures", "boxes", "labels", "heads", "position"])
+BASE = " ".join(f"{M}.{name}" for name in ["structures", "boxes", "linear", "labels", "heads", "position"])
 SHARED = f"{M}.backbone {M}.transformer {M}.denoising"
 PARTS = " ".join(
     f"{M}.{name}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.denoising.noise import NoisedTargets
 from dndetr.models.labels import label_table
+from dndetr.models.structures import Apart
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,29 @@ class Queries:
     padding: Tensor | None = None  # (B, W) bool, True = an empty slot; None = none
     isolated: Tensor | None = None  # (B,) bool, where it differs between images; False there = everyone sees everyone
 
-    def blocked(self) -> Tensor | None:
-        """(B, W, W) or None, True = may not attend: the mask of Eq. 7, with empty slots hidden from every query.
+    def blocked(self) -> Tensor | Apart | None:
+        """Who may not attend to whom: the mask of Eq. 7, with empty slots hidden from every query; None = all see all.
+
+        Of several matching groups only the first is part of it, unless the others may see denoising queries.
+        """
+        layout = self.layout
+        if layout.matching_groups == 1 or not layout.isolated or self.isolated is not None:
+            return self.mask(layout)
+        size = layout.queries // layout.matching_groups
+        return Apart(self.mask(replace(layout, queries=size, matching_groups=1)), layout.matching_groups - 1, size)
+
+    def mask(self, layout: QueryLayout) -> Tensor | None:
+        """(B, V, V) bool or None, True = may not attend, of the first V queries, which lie as `layout` says.
 
         No row is wholly blocked: everyone may see matching queries.
         """
-        if not self.layout.denoising and self.layout.matching_groups == 1:
+        if not layout.denoising and layout.matching_groups == 1:
             return None
-        blocked = self.layout.blocked(self.content.device)[None]
+        blocked = layout.blocked(self.content.device)[None]
         if self.isolated is not None:
-            seen = replace(self.layout, isolated=False).blocked(self.content.device)
+            seen = replace(layout, isolated=False).blocked(self.content.device)
             blocked = torch.where(self.isolated[:, None, None], blocked, seen)
-        return blocked if self.padding is None else blocked | self.padding[:, None, :]
+        return blocked if self.padding is None else blocked | self.padding[:, None, : layout.width]
 
 
 class LabelEmbedding(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble
 from dndetr.models.heads import MLP, DetectionHeads, grid_points
+from dndetr.models.linear import Linear
 from dndetr.models.neck import Projection
 from dndetr.models.position import encode_anchors, waves
 from dndetr.models.row_column import Axes, Grid, RowColumnAttention
@@ -278,7 +279,7 @@ class DecoderLayer(nn.Module):
         self.self_attention = Attention(width, heads, dropout)
         self.norm1 = nn.LayerNorm(width)
         self.cross_attention = look(width, heads, dropout)
-        self.merge = nn.Linear(width * levels, width) if levels > 1 else None
+        self.merge = Linear(width * levels, width) if levels > 1 else None
         self.norm2 = nn.LayerNorm(width)
         self.feed_forward = FeedForward(width, ffn, dropout, nn.ReLU)
         self.dropout = nn.Dropout(dropout)

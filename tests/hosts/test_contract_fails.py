@@ -134,8 +134,7 @@ def sizes_come_from_pixels(patch):
 
 
 def matching_groups_see_each_other(patch):
-    blocked = QueryLayout.blocked
-    patch.setattr(QueryLayout, "blocked", lambda self, device=None: blocked(replace(self, matching_groups=1), device))
+    patch.setattr(Queries, "blocked", lambda self: self.mask(replace(self.layout, matching_groups=1)))
 
 
 def one_matching_for_all_groups(patch):

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from dndetr.models.denoising.layout import QueryLayout
 from dndetr.models.denoising.queries import Queries
+from dndetr.models.structures import Apart
+from dndetr.models.transformer import attend
 from tests.properties import repeatable
 
 layouts = st.builds(QueryLayout, st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.booleans())
@@ -64,6 +66,28 @@ def test_full_slots_of_a_group_see_each_other(queries):
 @repeatable
 def test_without_isolation_only_empty_slots_are_hidden(queries):
     assert torch.equal(queries.blocked(), queries.padding[:, None, :].expand_as(queries.blocked()))
+
+
+@st.composite
+def grouped(draw) -> Queries:
+    """Queries of two images with several groups of matching queries, with denoising queries or without."""
+    groups, size, isolated = draw(st.integers(2, 4)), draw(st.integers(1, 3)), draw(st.booleans())
+    p, m = draw(st.sampled_from([(0, 0), (1, 2), (3, 1)]))
+    layout = QueryLayout(p, m, groups * size, isolated, groups)
+    padding = torch.zeros(2, layout.width, dtype=torch.bool)
+    padding[:, : p * m] = torch.tensor(draw(st.lists(st.booleans(), min_size=2 * p * m, max_size=2 * p * m))).view(2, -1)
+    by_image = draw(st.sampled_from([None, torch.tensor([True, False])])) if isolated and p else None
+    return Queries(torch.zeros(2, layout.width, 1), torch.zeros(2, layout.width, 4), layout, padding if p else None, by_image)
+
+
+@given(grouped())
+@repeatable
+def test_groups_in_the_batch_find_what_they_find_behind_a_mask(queries):
+    layout, blocked = queries.layout, queries.blocked()
+    assert isinstance(blocked, Apart) == (layout.isolated and queries.isolated is None)
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, layout.width, 6)
+    torch.testing.assert_close(attend(q, k, v, 2, blocked), attend(q, k, v, 2, queries.mask(layout)))
 
 
 @given(layouts, st.integers(0, 3))
