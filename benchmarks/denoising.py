@@ -29,6 +29,10 @@ if __name__ == "__main__":
             contest("deformable", "dn-deform-pp-r50-12ep"),
             contest("detr", "detr-r50-500ep"),
             contest("conditional", "conditional-r50-50ep"),
+            contest("anchor", "dn-anchor-dc5-r50-12ep"),
+            contest("group dab", "dn-group-dab-dc5-r50-12ep"),
+            contest("sam", "dn-sam-pp-r50-12ep"),
+            contest("dino", "dn-dino-r50-12ep"),
             Contest([tiny], [Row("tiny with / without", "with", "without", 1.15, 1.08)], rounds=31),
         ],
     )

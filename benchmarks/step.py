@@ -89,6 +89,14 @@ def deformable_detr() -> nn.Module:
     return freeze(transformers.DeformableDetrForObjectDetection(config))
 
 
+def two_stage() -> nn.Module:
+    """What transformers has that is nearest to DINO: two stages, and as many queries."""
+    backbone = resnet50("stage2", "stage3", "stage4")
+    sizes = {**SIZES, "num_queries": 900, "two_stage_num_proposals": 900}
+    config = transformers.DeformableDetrConfig(backbone_config=backbone, with_box_refine=True, two_stage=True, **sizes)
+    return freeze(transformers.DeformableDetrForObjectDetection(config))
+
+
 def detr() -> nn.Module:
     config = transformers.DetrConfig(backbone_config=resnet50("stage4"), **{**SIZES, "num_queries": 100})
     return freeze(transformers.DetrForObjectDetection(config))
@@ -125,6 +133,7 @@ DETR = ("detr-r50-500ep", detr)
 CONDITIONAL = ("conditional-r50-50ep", conditional_detr)
 DAB = ("dn-dab-r50-50ep", dab_detr)
 DEFORMABLE = ("dn-deform-pp-r50-12ep", deformable_detr)
+DINO = ("dn-dino-r50-12ep", two_stage)
 
 
 def training(preset: str, build: Callable[[], nn.Module]) -> list[Callable[[], Functions]]:
@@ -143,6 +152,7 @@ if __name__ == "__main__":
             Contest(training(*DEFORMABLE), rows("deformable step", (2, 3), (4, 6)), rounds=3),
             Contest(training(*DETR), rows("detr step", (1.3, None), (2.5, None)), rounds=5),
             Contest(training(*CONDITIONAL), rows("conditional step", (1.3, None), (2.5, None)), rounds=5),
+            Contest(training(*DINO), rows("dino step", (1.3, None), (2.5, None)), rounds=3),
             Contest(inference(*DAB), rows("dab inference", (1.3, 1.6), (2.5, 4)), rounds=7),
             Contest(inference(*DEFORMABLE), rows("deformable inference", (1.3, 1.6), (2.5, 4)), rounds=5),
         ],
