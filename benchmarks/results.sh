@@ -31,6 +31,18 @@ if [ -d "$bccd" ]; then
   dndetr ablate denoising $lite --out $runs/bccd $cells "$@" "data.root=$bccd"
 fi
 
+# Each detector that denoising plugs into (Table 3), small, for so many epochs at a rate that suits its baseline
+[ -d $runs/small ] || dndetr data shapes --out $runs/small --size 64 --train 1000
+small="data.root=$runs/small data.sizes=[64] data.eval_size=64 data.max_size=64 data.workers=0"
+small="$small host.queries=25 host.hidden=64 host.ffn=128 train.batch_size=8 train.drop_epoch=1000 train.save_steps=0"
+for each in "vanilla 30 5e-4" "conditional 8 1e-3" "anchor 10 2e-3" "group-dab 8 1e-3" "dino 6 1e-3" "sam 4 1e-3"; do
+  set -- $each "$@"
+  name=$1 epochs=$2 rate=$3
+  shift 3
+  dndetr ablate denoising --preset dn-$name-tiny $study --out $runs/$name $small \
+    train.epochs=$epochs train.lr=$rate train.backbone_lr=$rate "$@"
+done
+
 # Known objects and known labels (Tables 9 and 10)
 dndetr known-objects --split 0.7 $study --out $runs/known-objects-0.7 $short "$@"
 dndetr known-objects --split 0.5 $study --out $runs/known-objects-0.5 $short "$@"

@@ -47,7 +47,8 @@ class Detection:
         if self.noise is None:
             return Known(every_group=True), Wanted(targets, None, 0)
         noised = noise_targets(targets, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
-        return Known(noised, self.noise.isolated, every_group=True), Wanted(targets, noised.assignment(), noised.groups)
+        wanted = Wanted(targets, noised.assignment(), noised.groups, negatives=noised.negatives())
+        return Known(noised, self.noise.isolated, every_group=True), wanted
 
     def rng(self, target: Target, purpose: str) -> torch.Generator:
         """An image's own generator for one purpose of this epoch."""
@@ -72,7 +73,8 @@ class KnownObjects(Detection):
         shown = [t if plain else take(t, mask) for t, mask, plain in zip(targets, chosen, ordinary, strict=True)]
         noised = noise_targets(shown, self.noise, self.num_classes, [self.rng(t, "noise") for t in targets])
         isolated = torch.tensor(ordinary, device=noised.valid.device)
-        return Known(noised, isolated, every_group=True), Wanted(rest, noised.assignment(), noised.groups, shown)
+        wanted = Wanted(rest, noised.assignment(), noised.groups, shown, negatives=noised.negatives(), present=list(targets))
+        return Known(noised, isolated, every_group=True), wanted
 
     def chosen(self, target: Target) -> Tensor:
         """(M,) bool: the objects that are told."""
@@ -96,7 +98,7 @@ class KnownLabels(Detection):
         told, plain = super().__call__(targets)
         labels = torch.stack([self.asked(target) for target in plain.targets])
         wanted = [take(t, t.labels == label) for t, label in zip(plain.targets, labels, strict=True)]
-        return replace(told, label=labels), plain._replace(targets=wanted, told=plain.targets)
+        return replace(told, label=labels), plain._replace(targets=wanted, told=plain.targets, present=plain.targets)
 
     def asked(self, target: Target) -> Tensor:
         """() int64: the class that an image is asked for."""
@@ -124,10 +126,13 @@ class HeldOut:
 
     def __call__(self, targets: Sequence[Target]) -> tuple[Known, Wanted]:
         known, wanted = self.task([self.narrowed(target) for target in targets])
-        told = None if wanted.told is None else [self.widened(target) for target in wanted.told]
+        found, told, present = (
+            objects and [self.widened(target) for target in objects]
+            for objects in (wanted.targets, wanted.told, wanted.present)
+        )
         device = targets[0].labels.device
         taught = torch.isin(torch.arange(self.num_classes, device=device), torch.tensor(self.taught, device=device))
-        wanted = wanted._replace(targets=[self.widened(target) for target in wanted.targets], told=told, taught=taught)
+        wanted = wanted._replace(targets=found, told=told, present=present, taught=taught)
         return self.told(known), wanted
 
     def told(self, known: Known) -> Known:

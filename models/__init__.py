@@ -6,6 +6,7 @@
 | the method: noise (Sec. 4.3), layout of queries and mask (4.4), queries (4.1, 4.5) | denoising/ |
 | the detectors, one file each, and the table of their names | hosts/ |
 | what they are built of | backbone.py, transformer.py, conditional.py, deformable.py, neck.py, heads.py, position.py |
+| two stages: where the encoder lets the decoder start | proposals.py |
 | what Anchor DETR adds; SAM-DETR and SMCA | row_column.py; aligner.py, modulated.py, gaussian.py |
 | classes: logits, label embedding, classes by name (5.7.2) | heads.py, labels.py |
 | what they are taught by | matcher.py, criterion.py, boxes.py |

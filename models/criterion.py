@@ -1,13 +1,17 @@
 """The losses: focal or cross-entropy for classes, l1 and GIoU for boxes, of every decoder layer, under whatever assignment.
 
 Reconstruction (Sec. 4.3) is not a loss of its own: it is the same loss under an assignment that is known beforehand.
-Class losses of the denoising part count the real queries only. Both parts are divided by the objects of the whole step,
-averaged over processes, the denoising part by P times that; the reference divides its denoising part by the objects of the
-process alone, so that there a process with few objects weighs each of them more.
+Class losses of the denoising part count the real queries only. Its negatives (contrastive denoising, DINO) are taught to see
+nothing, as matching queries without an object are. Both parts are divided by the objects of the whole step, averaged over
+processes, the denoising part by P times that; the reference divides its denoising part by the objects of the process alone,
+so that there a process with few objects weighs each of them more.
 
 Where classes exclude each other (`Output.softmax`) the class loss of the matching part is DETR's: cross-entropy over C + 1, a
 mean in which objects weigh 1 and "no object" weighs `none`. DETR takes it over the queries of a process, we over those of the
 whole step, so that parts and processes make no difference.
+
+Proposals of the encoder (models/proposals.py) are matched and taught by themselves, as one more layer. They are told nothing,
+so they are to find all objects of an image, those that a task tells the decoder too.
 """
 
 from __future__ import annotations
@@ -53,14 +57,20 @@ class Wanted(NamedTuple):
     groups: int = 0  # P, how often each of them is reconstructed
     told: Sequence[Target] | None = None  # the objects that are reconstructed, where they are not the ones to find
     taught: Tensor | None = None  # (C,) bool, the classes that the class loss counts, see `only_taught`; None = all
+    negatives: tuple[Tensor, Tensor] | None = None  # image and query, each (A,): denoising queries that are to see nothing
+    present: Sequence[Target] | None = None  # all objects of each image, where not all are to find; for proposals
 
     @property
     def reconstructed(self) -> Sequence[Target]:
         return self.targets if self.told is None else self.told
 
+    @property
+    def proposed(self) -> Sequence[Target]:
+        return self.targets if self.present is None else self.present
+
 
 class Losses(NamedTuple):
-    """The weighted sum with its two shares, and every unweighted loss by name: cls_0, box_5, dn_giou_3 ..."""
+    """The weighted sum with its two shares, and every unweighted loss by name: cls_0, box_5, dn_giou_3, cls_enc ..."""
 
     total: Tensor
     matching: Tensor
@@ -69,10 +79,10 @@ class Losses(NamedTuple):
 
 
 class Criterion:
-    """`criterion(output, wanted, objects, told, images)`: how many objects of the whole step are to be found (None = those
-    wanted here), how many are reconstructed (None = the same), and how many images it has (None = those of the output),
-    averaged over processes; tensors of no dimension may stay where they are, so that no GPU is waited for. 0 objects count
-    as 1.
+    """`criterion(output, wanted, objects, told, images, present)`: how many objects of the whole step are to be found (None =
+    those wanted here), how many are reconstructed (None = the same), how many images it has (None = those of the output) and
+    how many objects these have in all (None = those to be found), averaged over processes; tensors of no dimension may stay
+    where they are, so that no GPU is waited for. 0 objects count as 1.
     """
 
     def __init__(self, config: LossConfig, matcher: Matcher):
@@ -86,6 +96,7 @@ class Criterion:
         objects: float | Tensor | None = None,
         told: float | Tensor | None = None,
         images: float | Tensor | None = None,
+        present: float | Tensor | None = None,
     ) -> Losses:
         denoising, matching = only_taught(output, wanted.taught).split()
         if objects is None:
@@ -97,14 +108,28 @@ class Criterion:
         parts = self.part(matching, matched, wanted.targets, at_least_one(found), every)
         total = share = self.weigh(parts)
         named = name(parts, "")
+        if matching.proposals is not None:
+            parts = self.proposals(matching.proposals, wanted, at_least_one(objects if present is None else present))
+            total = share = share + self.weigh(parts)
+            named |= {f"{key}_enc": value.detach()[0] for key, value in parts.items()}
         reconstruction = torch.zeros_like(share)
         if wanted.known is not None:
             known = [wanted.known] * len(output.logits)
-            parts = self.part(denoising, known, wanted.reconstructed, told * wanted.groups, background=False)
+            negatives = wanted.negatives or tuple(column[:0] for column in wanted.known[:2])
+            parts = self.part(denoising, known, wanted.reconstructed, told * wanted.groups, nothing=negatives)
             reconstruction = self.config.denoising * self.weigh(parts)
             total = share + reconstruction
             named |= name(parts, "dn_")
         return Losses(total, share.detach(), reconstruction.detach(), named)
+
+    def proposals(self, output: Output, wanted: Wanted, objects: Tensor) -> dict[str, Tensor]:
+        """cls, box and giou of the encoder's proposals, each (1,)."""
+        targets = wanted.proposed
+        if output.agnostic:
+            targets = [replace(target, labels=torch.zeros_like(target.labels)) for target in targets]
+        else:
+            output = only_taught(output, wanted.taught)
+        return self.part(output, self.matcher(output, targets), targets, objects)
 
     def part(
         self,
@@ -113,38 +138,39 @@ class Criterion:
         targets: Sequence[Target],
         objects: Tensor,
         every: float | Tensor | None = None,
-        background: bool = True,
+        nothing: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """cls, box and giou of every layer (L,), divided by `objects`, cls by `every` where that is given.
 
-        With `background` unassigned queries are taught to see nothing.
+        Taught to see nothing are the queries `nothing`, by image and query, or, where it is None, all that are not assigned.
         """
         where, object_ = flatten(assigned, targets)
         labels = torch.cat([t.labels for t in targets])[object_]  # A
         boxes = torch.cat([t.boxes for t in targets])[object_].float()  # A 4
         found, layers = output.boxes.float()[where], len(output.logits)
         classes = self.entropy if output.softmax else self.focal
-        cls = classes(output.logits.float(), where, labels, background)
+        cls = classes(output.logits.float(), where, labels, nothing)
         l1 = (found - boxes).abs().sum(1)
         giou = 1 - generalized_iou(cxcywh_to_xyxy(found), cxcywh_to_xyxy(boxes))
         sums = {"box": by_layer(l1, where[0], layers), "giou": by_layer(giou, where[0], layers)}
         return {"cls": cls / (objects if every is None else every), **{key: value / objects for key, value in sums.items()}}
 
-    def focal(self, logits: Tensor, where: Where, labels: Tensor, background: bool) -> Tensor:
+    def focal(self, logits: Tensor, where: Where, labels: Tensor, nothing: tuple[Tensor, Tensor] | None) -> Tensor:
         """The focal loss of each layer (L,): every class of a query is background, but for the one of its object."""
         asked, layers = logits[(*where, labels)], len(logits)  # A
         own = by_layer(self.foreground(asked) - self.background(asked), where[0], layers)
-        if background:
+        if nothing is None:
             return own + self.background(logits).flatten(1).sum(1)
-        return own + by_layer(self.background(logits[where]).sum(1), where[0], layers)
+        others = by_layer(self.background(logits[where]).sum(1), where[0], layers)
+        return own + others + self.background(logits[(slice(None), *nothing)]).flatten(1).sum(1)
 
-    def entropy(self, logits: Tensor, where: Where, labels: Tensor, background: bool) -> Tensor:
+    def entropy(self, logits: Tensor, where: Where, labels: Tensor, nothing: tuple[Tensor, Tensor] | None) -> Tensor:
         """The cross-entropy of each layer (L,): every query is of "no object", with its weight, or of its object."""
         surprise = -logits.log_softmax(-1)  # L B W C+1
         own = surprise[(*where, labels)]
-        if not background:
-            return by_layer(own, where[0], len(logits))
         none = self.config.none * surprise[..., -1]
+        if nothing is not None:
+            return by_layer(own, where[0], len(logits)) + none[(slice(None), *nothing)].sum(1)
         return none.flatten(1).sum(1) + by_layer(own - none[where], where[0], len(logits))
 
     def weight_of_queries(

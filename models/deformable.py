@@ -14,7 +14,7 @@ from dndetr.models import native
 from dndetr.models.denoising.queries import Queries
 from dndetr.models.heads import MLP, DetectionHeads
 from dndetr.models.linear import Linear
-from dndetr.models.position import encode_anchors
+from dndetr.models.position import encode_anchors, waves
 from dndetr.models.transformer import Attention, FeedForward
 
 Shapes = Sequence[tuple[int, int]]
@@ -174,12 +174,18 @@ class DeformableEncoder(nn.Module):
 
 def pixel_centers(image: Pyramid) -> Tensor:
     """Where each token lies, in the padded coordinates of every level: (B, S, L, 2) as x, y."""
+    return torch.cat(token_centers(image), dim=1)[:, :, None] * image.valid[:, None]
+
+
+def token_centers(image: Pyramid) -> list[Tensor]:
+    """Where the tokens of each level lie in the image itself: (B, h * w, 2) a level as x, y, above 1 in the padding."""
     centers = []
     for level, (h, w) in enumerate(image.shapes):
         y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
-        pixel = torch.stack((x / w, y / h), dim=-1).flatten(0, 1).to(image.valid)  # hw 2
-        centers.append(pixel / image.valid[:, level, None])
-    return torch.cat(centers, dim=1)[:, :, None] * image.valid[:, None]
+        pixel = torch.stack((x, y), dim=-1).flatten(0, 1).to(image.valid)  # hw 2
+        size = (image.valid[:, level] * image.valid.new_tensor((w, h))).round()  # in pixels, the same on every canvas
+        centers.append(pixel / size[:, None])
+    return centers
 
 
 class DeformableDecoderLayer(nn.Module):
@@ -205,30 +211,49 @@ class DeformableDecoderLayer(nn.Module):
 
 
 class DeformableDecoder(nn.Module):
-    """Decoder layers that sample around reference points or boxes, with `refine` box by box."""
+    """Decoder layers that sample around reference points or boxes, with `refine` box by box.
 
-    def __init__(self, *, layers: int, refine: bool, locate: nn.Module, **build):
-        """`build` are the sizes of a layer."""
+    With `look_twice` (DINO, Sec. 3.5) the loss of a layer's box also reaches the layer before, which it was refined from; with
+    `norm` heads see the states after a common norm, and references are refined from those before it.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        refine: bool,
+        locate: nn.Module,
+        width: int,
+        look_twice: bool = False,
+        norm: bool = False,
+        **build,
+    ):
+        """`width` and `build` are the sizes of a layer."""
         super().__init__()
-        self.layers = nn.ModuleList(DeformableDecoderLayer(**build) for _ in range(layers))
-        self.locate = locate  # AnchorPosition or PointPosition
+        self.layers = nn.ModuleList(DeformableDecoderLayer(width=width, **build) for _ in range(layers))
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.locate = locate  # AnchorPosition, PointPosition or ProposalPosition
         self.refine = refine
+        self.look_twice = look_twice
 
     def forward(
         self, queries: Queries, memory: Tensor, image: Pyramid, heads: DetectionHeads
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states (L, B, W, D), boxes (L, B, W, 4) and the initial references (B, W, 2 or 4)."""
         x, blocked = queries.content, queries.blocked()
-        start = reference = self.locate.reference(queries.position)
+        start = reference = refined = self.locate.reference(queries.position)
         states, boxes = [], []
         for i, layer in enumerate(self.layers):
             valid = image.valid.repeat(1, 1, reference.shape[-1] // 2)  # B L (2 or 4)
             scaled = reference[:, :, None] * valid[:, None]  # B W L (2 or 4)
             x = layer(x, self.locate(i, x, queries.position, located(reference, scaled)), scaled, memory, image, blocked)
-            states.append(x)
-            boxes.append(heads.boxes(i, x, reference))
-            if self.refine:
-                reference = boxes[-1].detach()
+            states.append(self.norm(x))
+            boxes.append(heads.boxes(i, states[-1], refined))
+            if self.look_twice and layer is not self.layers[-1]:
+                refined = heads.boxes(i, x, reference)
+                reference = refined.detach()
+            elif self.refine:
+                refined = reference = boxes[-1].detach()
         return torch.stack(states), torch.stack(boxes), start
 
 
@@ -242,12 +267,15 @@ def located(reference: Tensor, scaled: Tensor) -> Tensor:
 
 
 class AnchorPosition(nn.Module):
-    """Positions of queries that are anchor boxes, from the box of each layer (DAB-Deformable-DETR)."""
+    """Positions of queries that are anchor boxes, from the box of each layer (DAB-Deformable-DETR).
 
-    def __init__(self, width: int, layers: int):
+    With `scale` positions after the first layer are multiplied by what the content makes of them; DINO leaves that out.
+    """
+
+    def __init__(self, width: int, layers: int, *, scale: bool = True):
         super().__init__()
         self.embed = MLP(2 * width, width, width)
-        self.content_scale = MLP(width, width, width) if layers > 1 else None
+        self.content_scale = MLP(width, width, width) if scale and layers > 1 else None
         self.width = width
 
     def reference(self, position: Tensor) -> Tensor:
@@ -256,7 +284,7 @@ class AnchorPosition(nn.Module):
     def forward(self, layer: int, x: Tensor, position: Tensor, reference: Tensor) -> Tensor:
         """The layer's positional embedding (B, W, D), from its reference boxes (B, W, 4)."""
         embedded = self.embed(encode_anchors(reference, self.width // 2).to(x.dtype))
-        return embedded * self.content_scale(x) if layer else embedded
+        return embedded * self.content_scale(x) if layer and self.content_scale is not None else embedded
 
 
 class PointPosition(nn.Module):
@@ -271,3 +299,25 @@ class PointPosition(nn.Module):
 
     def forward(self, layer: int, x: Tensor, position: Tensor, reference: Tensor) -> Tensor:
         return position
+
+
+class ProposalPosition(nn.Module):
+    """Positions of queries that are proposed boxes, each with an embedding made of it (two-stage Deformable DETR)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.embed = Linear(2 * width, 2 * width)
+        self.norm = nn.LayerNorm(2 * width)
+        self.width = width
+
+    def start(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Contents (B, N, D) and positions (B, N, D + 4) of queries, from the logits of boxes (B, N, 4)."""
+        sine = waves(boxes.sigmoid(), self.width // 2, temperature=10000.0).flatten(-2)  # in the order cx, cy, w, h
+        embedding, content = self.norm(self.embed(sine)).chunk(2, dim=-1)
+        return content, torch.cat((embedding, boxes), dim=-1)
+
+    def reference(self, position: Tensor) -> Tensor:
+        return position[..., self.width :].float().sigmoid()
+
+    def forward(self, layer: int, x: Tensor, position: Tensor, reference: Tensor) -> Tensor:
+        return position[..., : self.width]

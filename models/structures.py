@@ -79,6 +79,8 @@ class Output:
     anchors: Tensor | None  # (B, W, 2 or 4) in [0, 1], where the decoder started from; None = from no place (embeddings)
     layout: QueryLayout
     softmax: bool = False  # the classes exclude each other, and the last logit is that of "no object"
+    proposals: Output | None = None  # of the encoder, which chose the anchors: of one layer, with a layout of their own
+    agnostic: bool = False  # every object is one of the first class, as for some proposals
 
     @property
     def classes(self) -> int:
@@ -91,14 +93,16 @@ class Output:
         return logits.softmax(-1)[..., : self.classes] if self.softmax else logits.sigmoid()
 
     def split(self) -> tuple[Output, Output]:
-        """The denoising part, of W = K queries, and the matching part, of W = N."""
-        denoising, matching = (self.map(lambda x, i=i: self.layout.split(x, dim=-2)[i]) for i in range(2))
-        return denoising, matching
+        """The denoising part, of W = K queries, and the matching part, of W = N, to which the proposals belong."""
+        decoder = replace(self, proposals=None)
+        denoising, matching = (decoder.map(lambda x, i=i: self.layout.split(x, dim=-2)[i]) for i in range(2))
+        return denoising, replace(matching, proposals=self.proposals)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Output:
         """The same with every tensor changed."""
         anchors = None if self.anchors is None else change(self.anchors)
-        return replace(self, logits=change(self.logits), boxes=change(self.boxes), anchors=anchors)
+        proposals = None if self.proposals is None else self.proposals.map(change)
+        return replace(self, logits=change(self.logits), boxes=change(self.boxes), anchors=anchors, proposals=proposals)
 
 
 class FieldErrors(ValueError):

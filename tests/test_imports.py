@@ -24,6 +24,7 @@ PARTS = " ".join(
         "conditional",
         "deformable",
         "neck",
+        "proposals",
         "row_column",
         "gaussian",
         "aligner",

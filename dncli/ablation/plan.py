@@ -49,8 +49,14 @@ class Row:
             return self.paper, ""
         if preset in self.paper:
             return self.paper[preset], ""
-        other = next(iter(self.paper))
+        kin = [name for name in self.paper if family(name) == family(preset)]
+        other = next(iter(kin or self.paper))
         return self.paper[other], other
+
+
+def family(preset: str) -> str:
+    """What detector a preset is of, by its name: `anchor` of dn-anchor-tiny and of anchor-dc5-r50-12ep."""
+    return preset.removeprefix("dn-").partition("-")[0]
 
 
 @dataclass(frozen=True)

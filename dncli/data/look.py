@@ -31,7 +31,7 @@ from dndetr.training.report import Report
 
 GROUPS = 3  # of the noise that are drawn of an image; the contact sheet has the first one
 SEARCHED = 300  # images, among which one with an EXIF rotation is looked for
-WHITE, BLACK, UNKNOWN = (255, 255, 255), (0, 0, 0), (255, 0, 200)
+WHITE, BLACK, UNKNOWN, NEGATIVE = (255, 255, 255), (0, 0, 0), (255, 0, 200), (128, 128, 128)
 LETTER = 7.5  # pixels of the caption's font, about
 GAP = 16  # pixels between the images of the contact sheet
 
@@ -121,12 +121,15 @@ def marks_to_find(seen: Seen, categories: Categories, size: Sequence[int]) -> li
 
 def marks_told(seen: Seen, group: int, categories: Categories, size: Sequence[int]) -> list[Mark]:
     """The noised boxes of a group in the colours of the labels that they tell, of which there is none where labels are not
-    denoised. Flipped labels are written and on top.
+    denoised. Flipped labels are written and on top; negatives are grey, whatever they tell.
     """
     noised, (target,), slots = seen.known.denoise, seen.wanted.reconstructed, slots_of(seen, group)
     truth, marks = target.labels[noised.objects[0, slots]].tolist(), []
-    for box, label, true in zip(corners(noised.boxes[0, slots], size), noised.labels[0, slots].tolist(), truth, strict=True):
-        if label == len(categories):
+    told = zip(noised.labels[0, slots].tolist(), noised.negative[0, slots].tolist(), truth, strict=True)
+    for box, (label, negative, true) in zip(corners(noised.boxes[0, slots], size), told, strict=True):
+        if negative:
+            marks.append(Mark(box, label, "", NEGATIVE))
+        elif label == len(categories):
             marks.append(Mark(box, label, "", UNKNOWN))
         elif label == true:
             marks.append(Mark(box, label, ""))
@@ -138,7 +141,8 @@ def marks_told(seen: Seen, group: int, categories: Categories, size: Sequence[in
 def true_marks(seen: Seen, group: int, size: Sequence[int]) -> list[Mark]:
     """The boxes that a group is to become again: white, with black inside, to be seen on any ground."""
     (target,) = seen.wanted.reconstructed
-    boxes = corners(target.boxes[seen.known.denoise.objects[0, slots_of(seen, group)]], size)
+    noised, slots = seen.known.denoise, slots_of(seen, group)
+    boxes = corners(target.boxes[noised.objects[0, slots[~noised.negative[0, slots]]]], size)
     return [Mark(box, 0, "", *style) for box in boxes for style in ((BLACK, 2), (WHITE, 1))]
 
 
@@ -149,8 +153,9 @@ def slots_of(seen: Seen, group: int) -> Tensor:
 
 
 def heading(seen: Seen, group: int, marks: Sequence[Mark]) -> str:
-    queries, flipped = len(marks), sum(mark.text != "" for mark in marks)
+    queries, flipped, far = len(marks), sum(mark.text != "" for mark in marks), sum(mark.color == NEGATIVE for mark in marks)
     told = f"{queries} quer{'y' if queries == 1 else 'ies'}, {flipped} label{'' if flipped == 1 else 's'} flipped"
+    told += f", {far} negative{'' if far == 1 else 's'}" if far else ""
     open_to_all = "" if torch.as_tensor(seen.known.isolated).all() else ", seen by all queries"
     return f"group {group + 1} of {seen.known.denoise.groups}: {told}{open_to_all}"
 
@@ -161,8 +166,8 @@ def corners(boxes: Tensor, size: Sequence[int]) -> list[tuple[float, ...]]:
 
 
 COLOURS = (
-    "true boxes are black and white, noised ones have the colour of the label that the decoder is told (magenta: none); where "
-    "a label is flipped, lines are thick and both names written"
+    "true boxes are black and white, noised ones have the colour of the label that the decoder is told (magenta: none, grey: "
+    "a negative, to be seen as no object); where a label is flipped, lines are thick and both names written"
 )
 
 

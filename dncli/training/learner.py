@@ -119,10 +119,14 @@ class Learner:
         return None
 
     def count(self, asked: Sequence[Wanted]) -> Tensor:
-        """The normalisers of a step (3,): objects to find, objects to reconstruct and images, averaged over processes."""
-        counts = [
-            [*(sum(len(t.labels) for t in targets) for targets in (w.targets, w.reconstructed)), len(w.targets)] for w in asked
-        ]
+        """The normalisers of a step (4,): objects to find, objects to reconstruct, images, and objects in them, averaged over
+        processes.
+        """
+        found, told, present = (
+            [sum(len(t.labels) for t in targets) for targets in objects]
+            for objects in zip(*((w.targets, w.reconstructed, w.proposed) for w in asked), strict=True)
+        )
+        counts = list(zip(found, told, [len(w.targets) for w in asked], present, strict=True))
         mean = distributed.all_mean(torch.tensor(counts, dtype=torch.float32, device=self.device).sum(0))
         return mean.clamp(min=1 / distributed.world())
 
@@ -134,7 +138,8 @@ class Learner:
             losses = self.criterion(in_fp32(output), wanted, *objects)
         except FloatingPointError as error:  # nothing can be matched: a gradient of NaN tells the other processes
             self.unmatched = str(error)
-            total = (output.logits.sum() + output.boxes.sum()) * math.nan
+            every = [output] if output.proposals is None else [output, output.proposals]
+            total = sum(each.logits.sum() + each.boxes.sum() for each in every) * math.nan
             total.backward()
             return {"loss": total.detach()}
         sound = torch.where(losses.total.detach().isfinite(), 1.0, math.nan)  # else all processes must see it, as above

@@ -209,8 +209,9 @@ def denoising(config: Config, most: int) -> str:
     if config.noise is None:
         return "none"
     groups, bound = config.noise.groups, config.noise.max_objects
-    row = f"{groups} group{'s' if groups > 1 else ''}, at most {groups * max(1, min(most, bound))} denoising queries an image"
-    return row + (CROWDED.format(most=most, bound=bound, needed=groups * most) if most > bound else "")
+    each = groups * config.noise.versions
+    row = f"{groups} group{'s' if groups > 1 else ''}, at most {each * max(1, min(most, bound))} denoising queries an image"
+    return row + (CROWDED.format(most=most, bound=bound, needed=each * most) if most > bound else "")
 
 
 CROWDED = (

@@ -60,19 +60,20 @@ class Queries:
 
 
 class LabelEmbedding(nn.Module):
-    """Class embeddings, one for the unknown class, and the indicator as last channel (Sec. 4.5).
+    """Class embeddings, one for the unknown class, and the indicator as last channel (Sec. 4.5), which DINO does without.
 
     With `embeddings` (C, E) classes are known by these vectors (Sec. 5.7.2), see models/labels.py.
     """
 
-    def __init__(self, num_classes: int, width: int, embeddings: Tensor | None = None):
+    def __init__(self, num_classes: int, width: int, embeddings: Tensor | None = None, *, indicator: bool = True):
         super().__init__()
-        self.table = label_table(num_classes, width - 1, embeddings)
+        self.table = label_table(num_classes, width - indicator, embeddings)
         self.unknown = num_classes
+        self.indicator = indicator
 
     def forward(self, labels: Tensor, indicator: Tensor | float) -> Tensor:
         """(...) labels, `unknown` allowed, to (..., D). The indicator is 1 for told objects and 0 for matching queries."""
-        return with_indicator(self.table(labels), indicator)
+        return self.beside(self.table(labels), indicator)
 
     def contents(self, queries: int, known: Known | None) -> Tensor:
         """Contents of matching queries: (N, D), or (B, N, D) where each image's class is told (Sec. 5.7.1)."""
@@ -82,7 +83,10 @@ class LabelEmbedding(nn.Module):
 
     def unknowns(self, queries: int) -> Tensor:
         """Contents of matching queries (N, D): the unknown class, indicator 0."""
-        return with_indicator(self.table.weight[self.unknown].expand(queries, -1), 0.0)
+        return self.beside(self.table.weight[self.unknown].expand(queries, -1), 0.0)
+
+    def beside(self, embedding: Tensor, indicator: Tensor | float) -> Tensor:
+        return with_indicator(embedding, indicator) if self.indicator else embedding
 
 
 class Patterns(nn.Module):
@@ -126,16 +130,16 @@ def assemble(
 ) -> Queries:
     """Queries of a batch: the noised objects that are known, then the matching queries.
 
-    `content` (N, D) or (B, N, D) and `position` (N, ...) are the host's matching queries; `locate` turns (B, K, 4) boxes into
-    the host's positions. With G `groups` (Group DETR) they are G * N, group after group, of which the first alone answers
-    where not `known.every_group`. An empty slot has content 0 and the position of the centre box, as in the reference, but is
-    hidden. What tells objects is always part of the graph, so that every process of a parallel training has a gradient for it.
+    `content` (N, D) or (B, N, D) and `position` (N, E) or (B, N, E) are the host's matching queries; `locate` turns (B, K, 4)
+    boxes into the host's positions. With G `groups` (Group DETR) they are G * N, group after group, of which the first alone
+    answers where not `known.every_group`. An empty slot has content 0 and the position of the centre box, as in the reference,
+    but is hidden. What tells objects is always part of the graph, so that every process of a parallel training has a gradient
+    for it.
     """
     if groups > 1 and (known is None or not known.every_group):
-        count = len(position) // groups
-        content, position, groups = content[..., :count, :], position[:count], 1
-    content = content.expand(batch, *content.shape[-2:])
-    position = position.expand(batch, *position.shape)
+        count = position.shape[-2] // groups
+        content, position, groups = content[..., :count, :], position[..., :count, :], 1
+    content, position = (x.expand(batch, *x.shape[-2:]) for x in (content, position))
     noised = known.denoise if known is not None else None
     if noised is None:
         layout = QueryLayout(groups=0, slots=0, queries=content.shape[1], matching_groups=groups)
@@ -156,5 +160,5 @@ def plain(content: Tensor, position: Tensor, known: Known | None, *, batch: int)
     """Matching queries alone, for a host whose queries are no boxes."""
     if known is not None and (known.denoise is not None or known.label is not None):
         raise ValueError("queries of this host are no boxes with labels: set noise: null, and nothing can be told")
-    layout = QueryLayout(groups=0, slots=0, queries=len(content))
-    return Queries(content.expand(batch, *content.shape), position.expand(batch, *position.shape), layout)
+    content, position = (x.expand(batch, *x.shape[-2:]) for x in (content, position))
+    return Queries(content, position, QueryLayout(groups=0, slots=0, queries=content.shape[1]))

@@ -10,6 +10,7 @@ from dndetr.models.hosts.conditional_detr import ConditionalDetr, ConditionalDet
 from dndetr.models.hosts.dab_detr import DabDetr, DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetr, DeformableDetrConfig
 from dndetr.models.hosts.detr import Detr, DetrConfig
+from dndetr.models.hosts.dino import Dino, DinoConfig
 from dndetr.models.hosts.sam_detr import SamDetr, SamDetrConfig
 from dndetr.models.hosts.smca import Smca, SmcaConfig
 
@@ -18,13 +19,21 @@ HOSTS = {
     "deformable_detr": (DeformableDetrConfig, DeformableDetr),
     "detr": (DetrConfig, Detr),
     "conditional_detr": (ConditionalDetrConfig, ConditionalDetr),
+    "dino": (DinoConfig, Dino),
     "anchor_detr": (AnchorDetrConfig, AnchorDetr),
     "sam_detr": (SamDetrConfig, SamDetr),
     "smca": (SmcaConfig, Smca),
 }
 
 HostConfig = (
-    DabDetrConfig | DeformableDetrConfig | DetrConfig | ConditionalDetrConfig | AnchorDetrConfig | SamDetrConfig | SmcaConfig
+    DabDetrConfig
+    | DeformableDetrConfig
+    | DetrConfig
+    | ConditionalDetrConfig
+    | DinoConfig
+    | AnchorDetrConfig
+    | SamDetrConfig
+    | SmcaConfig
 )
 
 

@@ -1,4 +1,8 @@
-"""Deformable DETR with anchor boxes as queries (Sec. 4.6), in the paper's two forms, and with points as a baseline."""
+"""Deformable DETR with anchor boxes as queries (Sec. 4.6), in the paper's two forms, and with points as a baseline.
+
+In two stages queries start from boxes that the encoder proposes: plain ones (`query: point`) are made of these boxes wholly,
+as in Deformable DETR; others (`query: box`) have learned contents there, the "mixed query selection" of DINO.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,13 @@ from dndetr.models.deformable import (
     DeformableDecoder,
     DeformableEncoder,
     PointPosition,
+    ProposalPosition,
     init_stars,
 )
 from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, Queries, assemble, plain, with_indicator
 from dndetr.models.heads import DetectionHeads, initial_anchors
 from dndetr.models.neck import Neck
+from dndetr.models.proposals import Proposals
 from dndetr.models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
 from dndetr.models.transformer import init_xavier
 
@@ -32,6 +38,8 @@ class DeformableDetrConfig:
     decoder: Literal["deformable", "dense"] = "deformable"
     query: Literal["box", "point"] = "box"  # point: plain Deformable DETR, 2D reference points, without denoising
     refine: bool = True  # boxes are refined from layer to layer; only the plain form (query: point) can do without
+    two_stage: bool = False  # queries start from the encoder's proposals; deformable decoder with refinement only
+    look_twice: bool = False  # a box's loss reaches the layer before, too (DINO's "look forward twice"); as two_stage
     queries: int = 300
     groups: int = 1  # of matching queries while training (Group DETR); boxes only
     patterns: int = 0  # dense decoder only
@@ -60,7 +68,14 @@ class DeformableDetrConfig:
         demand(
             self,
             query=(not (points and dense), "box with decoder: dense"),
-            groups=(self.groups == 1 or (not points and self.groups > 0), "1 where query is point, else above 0"),
+            groups=(
+                self.groups == 1 or (not points and not self.two_stage and self.groups > 0),
+                "1 where query is point or two_stage is true, else above 0",
+            ),
+            **{
+                name: (not getattr(self, name) or (self.refine and not dense), "false unless decoder is deformable and refine")
+                for name in ("two_stage", "look_twice")
+            },
             refine=(self.refine or points, "true unless query is point"),
             patterns=(self.patterns == 0 or (dense and self.patterns > 0), "0 unless decoder is dense, then 0 or more"),
             decoder_points=(
@@ -82,22 +97,26 @@ class DeformableDetr(nn.Module):
         width, layers = config.hidden, config.decoder_layers
         activation = {"relu": nn.ReLU, "prelu": nn.PReLU}[config.activation]
         sizes = dict(width=width, heads=config.heads, ffn=config.ffn, dropout=config.dropout, activation=activation)
-        self.dense, self.points = config.decoder == "dense", config.query == "point"
+        self.dense, self.points, self.two_stage = config.decoder == "dense", config.query == "point", config.two_stage
         self.neck = Neck(backbone.channels, width, config.levels)
         self.encoder = DeformableEncoder(layers=config.encoder_layers, levels=config.levels, points=config.points, **sizes)
         if self.dense:
             self.decoder = ConditionalDecoder(layers=layers, levels=config.levels, **sizes)
         else:
-            locate = PointPosition(width) if self.points else AnchorPosition(width, layers)
+            plain = ProposalPosition(width) if self.two_stage else PointPosition(width)
+            locate = plain if self.points else AnchorPosition(width, layers)
             points = config.points if config.decoder_points is None else config.decoder_points
             sizes |= dict(levels=config.levels, points=points)
-            self.decoder = DeformableDecoder(layers=layers, refine=config.refine, locate=locate, **sizes)
+            sizes |= dict(refine=config.refine, look_twice=config.look_twice)
+            self.decoder = DeformableDecoder(layers=layers, locate=locate, **sizes)
         init_xavier(self)
         init_stars(self)
+        if self.two_stage:
+            self.proposals = Proposals(width, num_classes, config.queries, agnostic=True, embeddings=embeddings)
         shared = config.shared_heads or self.dense or not config.refine
         eps = 1e-5 if self.points else 1e-3
         self.heads = DetectionHeads(width, num_classes, layers, shared=shared, eps=eps, embeddings=embeddings)
-        if config.query == "point" or config.anchors == "random":
+        if not self.two_stage and (self.points or config.anchors == "random"):
             nn.init.constant_(self.heads.box[0].layers[-1].bias[2:], -2.0)  # first boxes of sigmoid(-2), an eighth
         self.init_queries(config, num_classes, embeddings)
         # The dense form follows DAB-DETR's encoding, the deformable one Deformable DETR's.
@@ -107,11 +126,15 @@ class DeformableDetr(nn.Module):
     def init_queries(self, config: DeformableDetrConfig, num_classes: int, embeddings: Tensor | None) -> None:
         width, queries = config.hidden, config.queries
         if self.points:
-            self.content = nn.Parameter(torch.randn(queries, width))
-            self.position = nn.Parameter(torch.randn(queries, width))
+            if not self.two_stage:
+                self.content = nn.Parameter(torch.randn(queries, width))
+                self.position = nn.Parameter(torch.randn(queries, width))
             return
         self.label = LabelEmbedding(num_classes, width, embeddings)
         self.groups = config.groups
+        if self.two_stage:
+            self.content = nn.Parameter(torch.randn(queries, width))
+            return
         anchors = [initial_anchors(queries, config.anchors) for _ in range(config.groups)]
         self.anchors = nn.Parameter(torch.cat(anchors))
         if self.dense:
@@ -122,22 +145,25 @@ class DeformableDetr(nn.Module):
     def forward(self, images: Images, known: Known | None = None) -> Output:
         image = self.neck(self.backbone(images), self.temperature, self.offset)
         memory = self.encoder(image)
-        queries = self.queries(len(memory), known)
+        proposed, proposals = self.proposals(memory, image) if self.two_stage else (None, None)
+        queries = self.queries(len(memory), known, proposed)
         if self.dense:
             states, boxes = self.decoder(queries, Memory(memory, image.position, image.padding, image.sizes), self.heads)
             anchors = queries.position.sigmoid()
         else:
             states, boxes, anchors = self.decoder(queries, memory, image, self.heads)
         logits = torch.stack([self.heads.logits(i, state) for i, state in enumerate(states)])
-        return Output(logits, boxes, anchors, queries.layout)
+        return Output(logits, boxes, anchors, queries.layout, proposals=proposals)
 
-    def queries(self, batch: int, known: Known | None) -> Queries:
+    def queries(self, batch: int, known: Known | None, proposed: Tensor | None) -> Queries:
         if self.points:
-            return plain(self.content, self.position, known, batch=batch)
+            content, position = self.decoder.locate.start(proposed) if self.two_stage else (self.content, self.position)
+            return plain(content, position, known, batch=batch)
         if self.dense:
             content, anchors = self.patterns(self.label.contents(len(self.anchors), known), self.anchors)
         else:
-            content, anchors = with_indicator(self.content, 0.0), self.anchors
+            content = self.content if self.two_stage else with_indicator(self.content, 0.0)
+            anchors = proposed if self.two_stage else self.anchors
             if known is not None and known.label is not None:  # in place of what was learned, which stays in the graph
-                content = self.label.contents(len(anchors), known) + 0 * content
+                content = self.label.contents(len(content), known) + 0 * content
         return assemble(content, anchors, known, batch=batch, label=self.label, locate=inverse_sigmoid, groups=self.groups)

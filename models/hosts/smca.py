@@ -43,10 +43,10 @@ class Smca(nn.Module):
     """`forward(images, known)`: the one contract of every host.
 
     The row of Table 4 is the paper's multi-scale form, with attention within and between scales in its encoder; its code was
-    not published. With 4 scales this is the form that was: its encoder exchanges scales by convolutions and has no attention,
-    and its log ends with the row's AP, but not with the row's AP50 ... AP_L, parameters and multiply-adds. Of its encoder it
-    is not known to us which depthwise convolutions are shared; here what goes up is what the coarser scale's own gives, and
-    all that goes down goes through the same, which makes as many parameters.
+    not published. With 4 scales this is the form that was: its encoder exchanges scales by convolutions and has no attention.
+    It has the row's AP (by its log), parameters and multiply-adds, but other APs by size and by overlap. Which depthwise
+    convolutions of a layer share their weights is not known to us; here what goes up is what the coarser scale's own gives,
+    and all that goes down goes through the same, which makes as many parameters as the log tells.
     """
 
     def __init__(self, config: SmcaConfig, *, backbone: nn.Module, num_classes: int, embeddings: Tensor | None = None):

@@ -95,6 +95,13 @@ def test_the_papers_numbers_are_those_of_the_preset_in_use(name, preset, numbers
 def test_with_another_preset_the_first_number_is_shown_and_its_preset_named():
     study = read_study("groups")
     assert study.rows[1].paper_ap("dn-deform-tiny") == (43.4, "dn-dab-r50-50ep")
+    denoising = read_study("denoising")
+    kin = [
+        ("dn-anchor-tiny", "dn-anchor-dc5-r50-12ep"),
+        ("vanilla.yaml", "dn-dab-r50-50ep"),
+        ("dn-vanilla-tiny", "dn-vanilla-r50-300ep"),
+    ]
+    assert [denoising.rows[1].paper_ap(preset)[1] for preset, _ in kin] == [other for _, other in kin]
     assert study.paper_source("dn-deform-tiny") == "of dn-dab-r50-50ep"
 
 

@@ -196,7 +196,7 @@ def test_the_version(main):
         (
             "info dn-dab-tin",
             [
-                "unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-group-dab-tiny? "
+                "unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-sam-tiny? "
                 "(see `dndetr presets`; the path of a file ends in .yaml)"
             ],
         ),

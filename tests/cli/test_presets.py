@@ -125,7 +125,7 @@ def test_a_preset_is_found_by_name_and_by_path():
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("dn-dab-tin", f"unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-group-dab-tiny? {SEE}"),
+        ("dn-dab-tin", f"unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-sam-tiny? {SEE}"),
         ("zzz", f"unknown preset 'zzz' {SEE}"),
         ("mine", f"unknown preset 'mine' {SEE}"),
         ("mine.yml", "mine.yml: no such preset file"),
@@ -199,8 +199,8 @@ def test_a_wrong_name_and_a_wrong_type_in_one_block():
             ],
         ),
         (
-            "host: {name: dab_detr, points: 2}\n",
-            ["p.yaml:1: host.points belongs to deformable_detr, but host.name is dab_detr"],
+            "host: {name: dab_detr, query: point}\n",
+            ["p.yaml:1: host.query belongs to deformable_detr, but host.name is dab_detr"],
         ),
         (
             "host: {name: deformable_detr, temperature: 20}\n",
@@ -344,6 +344,11 @@ def test_a_rule_about_a_value_of_the_wrong_type_says_nothing():
             "p.yaml:2: noise must be null with host.query: point, whose queries are no boxes",
         ),
         (
+            "host: {name: smca, scales: 4}\nnoise: null\nbackbone: {dilation: true}\n",
+            [],
+            "p.yaml:3: backbone.dilation must be false with several host.scales, each half as fine as the last",
+        ),
+        (
             DAB + "train:\n  batch_size: 10\n  accumulate: 4\n",
             [],
             "p.yaml:4: train.accumulate must be a divisor of batch_size (10), got 4",
@@ -398,7 +403,7 @@ def test_a_preset_does_not_extend_itself():
 
 def test_extending_what_is_not_there():
     assert mistakes("extends: dn-dab-tin\n" + DAB) == [
-        f"p.yaml:1: extends: unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-group-dab-tiny? {SEE}"
+        f"p.yaml:1: extends: unknown preset 'dn-dab-tin'; did you mean dn-dab-tiny or dab-tiny or dn-sam-tiny? {SEE}"
     ]
     assert mistakes("extends: x/y\n" + DAB) == ["p.yaml:1: extends: x/y: no such preset file"]
 

@@ -44,6 +44,8 @@ PAPER = {
     "dn-deform-r101-12ep": (2, "DN-Deformable-DETR-R101", 12, 44.1, 275, 67),
     "group-dab-dc5-r50-12ep": (3, "Group-DAB-DETR-DC5-R50", 12, 41.9, None, None),
     "dn-group-dab-dc5-r50-12ep": (3, "DN-Group-DAB-DETR-DC5-R50", 12, 44.5, None, None),
+    "dino-r50-12ep": (3, "DINO-R50", 12, 46.0, 279, 47),
+    "dn-dino-r50-12ep": (3, "DN-DINO-R50", 12, 47.4, 279, 47),
     "detr-r50-300ep": (3, "Vanilla-DETR-R50", 300, 40.6, 86, 41),
     "dn-vanilla-r50-300ep": (3, "DN-Vanilla-DETR-R50", 300, 42.6, 86, 37),
     "sam-pp-r50-12ep": (3, "SAM-DETR++-R50", 12, 43.2, 203, 55),
@@ -75,12 +77,13 @@ SMALL = {  # preset -> least and most millions of parameters
     **{name: (1.0, 2.0) for name in ("dab-tiny", "dn-dab-tiny", "group-dab-tiny", "dn-group-dab-tiny")},
     **{name: (1.0, 2.0) for name in ("conditional-tiny", "dn-conditional-tiny", "detr-tiny", "dn-vanilla-tiny")},
     **{name: (1.0, 2.0) for name in ("anchor-tiny", "dn-anchor-tiny")},
-    **{name: (0.8, 1.5) for name in ("deform-tiny", "dn-deform-tiny")},
+    **{name: (0.8, 1.5) for name in ("deform-tiny", "dn-deform-tiny", "dino-tiny", "dn-dino-tiny")},
     **{name: (2.0, 4.0) for name in ("sam-tiny", "dn-sam-tiny")},
     "smca-tiny": (1.0, 2.0),
     "dn-deform-lite": (3.0, 5.0),
 }
-ALL = sorted([*PAPER, *SMALL])
+OTHERS = ["cdn-dino-r50-12ep"]  # of full size, and no row of the paper
+ALL = sorted([*PAPER, *SMALL, *OTHERS])
 DROPS = {500: 400, 300: 200, 250: 200, 50: 40, 25: 20, 12: 11}
 
 rows = pytest.mark.parametrize("name", PAPER)
@@ -95,7 +98,7 @@ def is_plain(name: str) -> bool:
 def host_of(name: str) -> str:
     """By the paper's row: what it calls DN-DETR is DAB-DETR with denoising."""
     row = PAPER[name][1]
-    named = {"Deformable": "deformable_detr", "Conditional": "conditional_detr", "Anchor": "anchor_detr"}
+    named = {"Deformable": "deformable_detr", "Conditional": "conditional_detr", "Anchor": "anchor_detr", "DINO": "dino"}
     named |= {"SAM-DETR": "sam_detr", "SMCA": "smca"}
     for word, host in named.items():
         if word in row:
@@ -163,7 +166,7 @@ def test_the_row_of_the_paper(name):
 def test_the_setup_of_the_paper(name):
     config = load_preset(name).config
     host, train = config.host, config.train
-    assert host.queries == (100 if host.name == "detr" else 300)
+    assert host.queries == {"detr": 100, "dino": 900}.get(host.name, 300)
     smca = host.name == "smca"
     assert (host.hidden, host.heads, host.encoder_layers, host.decoder_layers) == (256, 8, 5 if smca else 6, 6)
     assert train.weight_decay == 1e-4
@@ -190,7 +193,7 @@ def test_what_the_detectors_own_code_sets(name):
 def test_the_form_of_the_decoder(name):
     table, row, *_ = PAPER[name]
     host = load_preset(name).config.host
-    if host_of(name) in ("detr", "conditional_detr"):
+    if host_of(name) in ("detr", "conditional_detr", "dino"):
         assert not hasattr(host, "patterns")
     elif host_of(name) == "sam_detr":
         assert (host.levels, host.smca, host.points, host.anchors) == (3, True, 4, "random")
@@ -219,7 +222,9 @@ def test_denoising_as_in_the_paper_or_none(name):
 
 @every
 def test_the_name_says_whether_there_is_denoising(name):
-    assert (load_preset(name).config.noise is not None) == name.startswith("dn-")
+    noise = load_preset(name).config.noise
+    assert (noise is not None) == name.startswith(("dn-", "cdn-"))
+    assert getattr(noise, "contrastive", False) is name.startswith("cdn-")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +237,7 @@ def test_the_name_says_whether_there_is_denoising(name):
         ("conditional-tiny", "dn-conditional-tiny"),
         *((f"dab-{form}", f"dn-{form}") for form in ("deform-r50-50ep", "deform-pp-r50-50ep")),
         ("deform-tiny", "dn-deform-tiny"),
+        *((f"dino-{form}", f"{kind}-dino-{form}") for kind, form in (("dn", "r50-12ep"), ("cdn", "r50-12ep"), ("dn", "tiny"))),
         *((f"sam-{form}", f"dn-sam-{form}") for form in ("pp-r50-12ep", "tiny")),
         *((f"anchor-{form}", f"dn-anchor-{form}") for form in ("dc5-r50-12ep", "tiny")),
     ],
@@ -241,7 +247,7 @@ def test_a_baseline_differs_by_nothing_but_the_denoising(baseline, name):
     assert {block for block in one if one[block] != other[block]} - {"paper"} == {"noise"}
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *OTHERS])
 def test_small_presets_are_no_rows_of_the_paper(name):
     assert load_preset(name).config.paper is None
 
@@ -293,6 +299,12 @@ def test_the_size_of_the_reference_in_millions(name, overrides, params):
         ("dn-deform-pp-r50-50ep", [], "dn_dab_deformable_detr_r50"),
         ("dn-deform-pp-r50-50ep", ["backbone.name=resnet101"], "dn_dab_deformable_detr_r101"),
         ("deform-r50-50ep", [], "deformable_detr_r50"),
+        ("deform-r50-50ep", ["host.refine=true", "host.two_stage=true"], "deformable_detr_r50_two_stage"),
+        ("deform-r50-50ep", ["host.refine=true"], "deformable_detr_r50_box_refine"),
+        ("dino-r50-12ep", [], "dino_4scale_r50"),
+        ("dn-dino-r50-12ep", [], "dino_4scale_r50"),
+        ("cdn-dino-r50-12ep", [], "dino_4scale_r50"),
+        ("dn-deform-pp-r50-50ep", ["host.look_twice=true", "host.two_stage=true"], "dn_dab_dino_deformable_detr_r50"),
     ],
 )
 def test_the_size_of_the_reference_to_the_last_parameter(name, overrides, official):

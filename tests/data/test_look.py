@@ -107,6 +107,16 @@ def test_where_labels_are_not_denoised_none_is_told(shapes, tmp_path, drawn):
     assert noised and all(mark.text == "" for mark in noised)
 
 
+def test_negatives_are_grey_and_their_objects_are_drawn_once(shapes, tmp_path, drawn, monkeypatch):
+    headings, heading = [], module.heading
+    monkeypatch.setattr(module, "heading", lambda *args: headings.append(heading(*args)) or headings[-1])
+    look(settings(shapes, "noise.contrastive=true", "noise.groups=1"), tmp_path / "out", 2)
+    for (_, objects), (_, marks), said in zip(drawn[::2], drawn[1::2], headings, strict=True):
+        kinds = [mark.color for mark in marks]
+        assert kinds.count(module.NEGATIVE) == kinds.count(module.WHITE) == kinds.count(None) == len(objects) > 0
+        assert said.endswith(f", {len(objects)} negative{'s' if len(objects) > 1 else ''}")
+
+
 def test_without_noise_there_are_samples_alone(shapes, tmp_path, drawn):
     look(settings(shapes, "noise=null"), tmp_path / "out", 3)
     assert len(drawn) == 3 * 2 and all(mark.text for _, marks in drawn for mark in marks)

@@ -36,7 +36,7 @@ def test_a_case_of_the_corpus_keeps_the_promises_of_its_target(case):
         ("null-bytes", "2: not valid YAML: the character '\\x00' is not allowed"),
         ("beyond-unicode", "2: not valid YAML: a character or a version that does not exist"),
         ("lone-surrogate", "2: data.root must be text without halves of characters (surrogates), got '\\ud800'"),
-        ("host-names-of-other-types", '1: host.name must be dab_detr or deformable_detr, got ["a"]'),
+        ("host-names-of-other-types", "1: host.name must be dab_detr or deformable_detr or "),
         ("extends-a-list", '2: extends must be the name or the path of a preset, got ["a"]'),
         ("extends-too-long-a-name", "2: extends: unknown preset 'aaaa"),
         ("long-key", "2: a key of 2000 characters is no setting"),

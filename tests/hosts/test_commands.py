@@ -35,9 +35,8 @@ def root(tmp_path_factory):
 
 def preset(name, root, folder, **settings):
     """A file of settings for a host: with dropout, so that what is drawn has to go on as well."""
+    settings |= {} if name in TOLD else {"noise": None}
     config = replace(tiny_config(root), host=replace(CHOSEN[name], dropout=0.1, decoder_layers=2), **settings)
-    if name not in TOLD:
-        config = replace(config, noise=None)
     file = folder / "tiny.yaml"
     file.write_text(dump(to_tree(config)))
     return file

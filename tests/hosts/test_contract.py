@@ -17,6 +17,7 @@ from dndetr.models.hosts.conditional_detr import ConditionalDetrConfig
 from dndetr.models.hosts.dab_detr import DabDetrConfig
 from dndetr.models.hosts.deformable_detr import DeformableDetrConfig
 from dndetr.models.hosts.detr import DetrConfig
+from dndetr.models.hosts.dino import DinoConfig
 from dndetr.models.hosts.sam_detr import SamDetrConfig
 from dndetr.models.hosts.smca import SmcaConfig
 from dndetr.models.matcher import MatchConfig, Matcher
@@ -41,6 +42,11 @@ FORMS = {
     "dab, 3 groups, 2 patterns": DabDetrConfig(**SIZES, groups=3, patterns=2),
     "deformable ++, 3 groups": DeformableDetrConfig(**SIZES, levels=2, groups=3),
     "detr, 3 groups": DetrConfig(**SIZES, dropout=0, groups=3),
+    "dino": DinoConfig(**SIZES, levels=2),
+    "dino, class embeddings": DinoConfig(**SIZES, levels=2),
+    "deformable ++, two stages": DeformableDetrConfig(**SIZES, levels=2, two_stage=True, look_twice=True),
+    "deformable, points, two stages": DeformableDetrConfig(**SIZES, levels=2, query="point", two_stage=True),
+    "deformable, two stages, class embeddings": DeformableDetrConfig(**SIZES, levels=2, two_stage=True),
     "sam": SamDetrConfig(**SIZES, levels=1, smca=False),
     "sam, smca": SamDetrConfig(**SIZES, levels=1, norm=True),
     "sam ++": SamDetrConfig(**SIZES, levels=2),
@@ -57,6 +63,7 @@ FORMS = {
 VECTORS = torch.randn(CLASSES, 12, generator=torch.Generator().manual_seed(1))
 EMBEDDINGS = {name: VECTORS for name in FORMS if "class embeddings" in name}
 DENOISING = [name for name, config in FORMS.items() if config.untold is None]
+TWO_STAGE = [name for name, config in FORMS.items() if getattr(config, "two_stage", config.name == "dino")]
 GROUPED = [name for name, config in FORMS.items() if getattr(config, "groups", 1) > 1]
 ANCHORS = {
     DetrConfig: None,
@@ -97,9 +104,9 @@ def objects(*counts: int) -> list[Target]:
     ]
 
 
-def known(targets: list[Target], seed: int = 0, groups: int = 3, isolated: bool | torch.Tensor = True) -> Known:
+def known(targets: list[Target], seed: int = 0, isolated: bool | torch.Tensor = True, **noise) -> Known:
     rng = [torch.Generator().manual_seed(seed * 100 + i) for i in range(len(targets))]
-    return Known(noise_targets(targets, NoiseConfig(groups=groups), CLASSES, rng), isolated)
+    return Known(noise_targets(targets, NoiseConfig(**{"groups": 3} | noise), CLASSES, rng), isolated)
 
 
 def matching_part(output):
@@ -134,11 +141,13 @@ def test_shapes_of_the_output(form):
     assert output.logits.shape == (3, 2, width, CLASSES + output.softmax) and output.classes == CLASSES
     assert output.scores().shape == (2, width, CLASSES)
     assert output.boxes.shape == (3, 2, width, 4)
-    numbers = ANCHORS.get(type(FORMS[form]), 4 if form in DENOISING else 2)
+    numbers = ANCHORS.get(type(FORMS[form]), 4 if form in DENOISING + TWO_STAGE else 2)
     assert (output.anchors is None) if numbers is None else (output.anchors.shape == (2, width, numbers))
     assert (output.layout.width, output.layout.queries) == (width, matching)
     assert output.boxes.min() >= 0 and output.boxes.max() <= 1
+    assert (output.proposals is not None) == (form in TWO_STAGE)
     denoising, matching_output = output.split()
+    assert denoising.proposals is None and matching_output.proposals is output.proposals
     assert denoising.logits.shape[2] == width - matching and matching_output.boxes.shape[2] == matching
 
 
@@ -168,6 +177,43 @@ def test_nothing_leaks_into_the_matching_part(form):
     alone = model(batch)
     for seed in (0, 1):
         same(matching_part(model(batch, known(targets, seed))), alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", DENOISING)
+def test_negatives_are_queries_like_others(form):
+    """Contrastive denoising: positives see them, the matching part does not, and no neighbour has a part in it."""
+    model, batch, targets = detector(form), images(*BATCH), objects(2, 4)
+    told = known(targets, contrastive=True)
+    noised = told.denoise
+    assert noised.valid.shape == (2, 3 * 2 * 4) and noised.negative.sum(1).tolist() == [3 * 2, 3 * 4]
+    denoising, matching = model(batch, told).split()
+    same(matching, model(batch), rtol=1e-4, atol=1e-5)
+    nothing = replace(noised, valid=noised.valid & ~noised.negative)
+    (without, _), positive = model(batch, replace(told, denoise=nothing)).split(), noised.valid & ~noised.negative
+    assert (denoising.logits - without.logits)[:, positive].abs().max() > 1e-3
+    alone, _ = model(images(BATCH[0], canvas=BATCH[0]), known(targets[:1], contrastive=True)).split()
+    torch.testing.assert_close(denoising.logits[:, 0, noised.valid[0]], alone.logits[:, 0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [(2, 4), (3, 0), (0, 0)], ids=["objects", "an empty image", "an empty batch"])
+@pytest.mark.parametrize("form", DENOISING)
+def test_negatives_are_taught_to_see_nothing(form, counts):
+    """Their scores are to fall, of every class or for "no object", their boxes are not taught, and nothing else changes."""
+    model, batch, targets = detector(form), images(*BATCH), objects(*counts)
+    told = known(targets, contrastive=True)
+    noised, output = told.denoise, model(batch, told)
+    logits, boxes = output.logits.detach().requires_grad_(), output.boxes.detach().requires_grad_()
+    output = replace(output, logits=logits, boxes=boxes)
+    criterion, wanted = Criterion(LossConfig(), Matcher(MatchConfig())), Wanted(targets, noised.assignment(), 3)
+    losses, without = (criterion(output, w, 6) for w in (wanted._replace(negatives=noised.negatives()), wanted))
+    losses.total.backward()
+    far = torch.nn.functional.pad(noised.negative, (0, output.layout.queries))  # B W
+    classes = logits.grad[:, far][..., :CLASSES]
+    assert (classes > 0).all() and not boxes.grad[:, far].any()
+    if output.softmax:
+        assert (logits.grad[:, far][..., -1] < 0).all()
+    changed = {name for name, value in losses.parts.items() if value != without.parts[name]}
+    assert changed == ({f"dn_cls_{i}" for i in range(3)} if sum(counts) else set())
 
 
 @pytest.mark.parametrize("form", DENOISING)

@@ -10,7 +10,9 @@ import torch
 
 from dndetr.models import row_column
 from dndetr.models.backbone import Backbone
+from dndetr.models.criterion import Criterion
 from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.denoising.noise import NoisedTargets
 from dndetr.models.denoising.queries import LabelEmbedding, Queries, plain
 from dndetr.models.heads import DetectionHeads
 from dndetr.models.hosts import HOSTS, anchor_detr, deformable_detr
@@ -144,6 +146,39 @@ def one_matching_for_all_groups(patch):
     patch.setattr(Matcher, "__call__", together)
 
 
+def proposals_lie_in_the_padding(patch):
+    patch.setattr("dndetr.models.proposals.hidden", lambda logits, possible: logits + 9 * ~possible)
+
+
+def proposals_are_not_taught(patch):
+    call = Criterion.__call__
+    patch.setattr(Criterion, "__call__", lambda self, output, *args: call(self, replace(output, proposals=None), *args))
+
+
+def negatives_are_hidden(patch):
+    blocked = Queries.blocked
+
+    def without(self):
+        if not self.layout.denoising:
+            return blocked(self)
+        half = torch.arange(self.layout.denoising) % self.layout.slots >= self.layout.slots // 2
+        return blocked(self) | torch.nn.functional.pad(half, (0, self.layout.queries))
+
+    patch.setattr(Queries, "blocked", without)
+
+
+def negatives_are_reconstructed(patch):
+    assignment = NoisedTargets.assignment
+    patch.setattr(NoisedTargets, "assignment", lambda self: assignment(replace(self, negative=torch.zeros_like(self.valid))))
+
+
+def negatives_are_not_taught(patch):
+    call = Criterion.__call__
+    patch.setattr(
+        Criterion, "__call__", lambda self, output, wanted, *args: call(self, output, wanted._replace(negatives=None), *args)
+    )
+
+
 BROKEN = (AssertionError, torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode)
 COPIES = [
     (boxes_without_sigmoid, contract.test_shapes_of_the_output, {}),
@@ -162,7 +197,7 @@ COPIES = [
 
 
 ANCHOR = ["anchor", "anchor, plain attention", "anchor, grid, 3 levels"]
-BREAKABLE = ["dab", "deformable ++", "deformable, dense decoder", "detr", "conditional", "sam", "sam ++", *ANCHOR]
+BREAKABLE = ["dab", "deformable ++", "deformable, dense decoder", "detr", "conditional", "sam", "sam ++", "dino", *ANCHOR]
 
 
 @pytest.mark.parametrize("form", BREAKABLE)
@@ -237,6 +272,41 @@ def test_a_broken_copy_of_groups_is_found(monkeypatch, breaks, check, form):
         breaks(patch)
         with pytest.raises(AssertionError):
             check(form)
+
+
+@pytest.mark.parametrize("form", contract.TWO_STAGE)
+@pytest.mark.parametrize(
+    ("breaks", "check", "options"),
+    [
+        (
+            proposals_lie_in_the_padding,
+            contract.test_an_image_does_not_depend_on_its_neighbours_or_their_padding,
+            {},
+        ),
+        (proposals_are_not_taught, contract.test_backward_reaches_every_parameter, {"denoise": False, "counts": (0, 0)}),
+    ],
+)
+def test_a_broken_copy_of_two_stages_is_found(monkeypatch, breaks, check, options, form):
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(AssertionError):
+            check(form, **options)
+
+
+@pytest.mark.parametrize("form", ("dab", "deformable ++", "detr", "dino"))
+@pytest.mark.parametrize(
+    ("breaks", "check", "options"),
+    [
+        (negatives_are_hidden, contract.test_negatives_are_queries_like_others, {}),
+        (negatives_are_reconstructed, contract.test_negatives_are_taught_to_see_nothing, {"counts": (2, 4)}),
+        (negatives_are_not_taught, contract.test_negatives_are_taught_to_see_nothing, {"counts": (2, 4)}),
+    ],
+)
+def test_a_broken_copy_of_negatives_is_found(monkeypatch, breaks, check, options, form):
+    with monkeypatch.context() as patch:
+        breaks(patch)
+        with pytest.raises(AssertionError):
+            check(form, **options)
 
 
 @pytest.mark.parametrize("counts", [(2, 4), (0, 0)])

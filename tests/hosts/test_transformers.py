@@ -93,6 +93,11 @@ DAB = [
 DEFORMABLE = [
     (r"query_position_embeddings\.weight", "embeddings"),
     (r"^reference_points\.", "decoder.locate.point."),
+    (r"pos_trans\.", "decoder.locate.embed."),
+    (r"pos_trans_norm\.", "decoder.locate.norm."),
+    (r"enc_output\.", "proposals.project."),
+    (r"enc_output_norm\.", "proposals.norm."),
+    (r"heads\.(cls|box)\.3\.", r"proposals.heads.\1.0."),  # of one decoder layer more
     (r"level_embed", "neck.level"),
     (r"(decoder.layers.\d.)self_attn_layer_norm", r"\1norm1"),
     (r"encoder_attn_layer_norm", "norm2"),
@@ -188,6 +193,21 @@ def test_deformable_detr(refine, points):
     sampled = {"points": points.get("encoder", 4), "decoder_points": points.get("decoder")}
     ours = DeformableDetrConfig(query="point", refine=refine, **OURS, **sampled)
     check(*run(theirs, DeformableDetr, ours, DEFORMABLE, widths=3))
+
+
+def test_two_stage_deformable_detr(monkeypatch):
+    """There, as in the reference, tokens where there can be no box take part; here they are made to."""
+    monkeypatch.setattr("dndetr.models.proposals.hidden", lambda logits, possible: logits)
+    backbone = {**RESNET, "out_features": ["stage2", "stage3", "stage4"]}
+    config = transformers.DeformableDetrConfig(
+        d_model=32, backbone_config=backbone, with_box_refine=True, two_stage=True, two_stage_num_proposals=9, **SIZES
+    )
+    theirs = shaken(transformers.DeformableDetrForObjectDetection(config))
+    ours = DeformableDetrConfig(query="point", two_stage=True, **OURS)
+    output, expected = run(theirs, DeformableDetr, ours, DEFORMABLE, widths=3)
+    check(output, expected)
+    torch.testing.assert_close(output.proposals.logits[0], expected.enc_outputs_class, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.anchors, expected.init_reference_points, rtol=1e-4, atol=1e-5)
 
 
 def test_detr():

@@ -75,6 +75,26 @@ def test_an_image_without_objects_is_asked_for_any_class_and_has_none():
     assert all(len(t.labels) == 0 for t in wanted.targets)
 
 
+@pytest.mark.parametrize("task", [KnownObjects, KnownLabels])
+def test_the_encoder_is_told_nothing_and_finds_all_objects(task):
+    """Also of classes alone that are taught, with the detector's labels."""
+    targets = [target(0, 1, 3, 2), target(0)]
+    options = {"found": frozenset({0})} if task is KnownObjects else {}
+    _, wanted = task(EXACT, CLASSES, seed=0, **options)(targets)
+    assert [t.labels.tolist() for t in wanted.proposed] == [[0, 1, 3, 2], [0]]
+    _, wanted = HeldOut(task(EXACT, 2, seed=0, **options), (1, 3), CLASSES)(targets)
+    assert [t.labels.tolist() for t in wanted.proposed] == [[1, 3], []]
+
+
+@pytest.mark.parametrize("task", [Detection, KnownObjects, KnownLabels])
+def test_negatives_of_the_noise_are_wanted_to_see_nothing(task):
+    noise = NoiseConfig(groups=1, contrastive=True)
+    options = {"found": frozenset({0})} if task is KnownObjects else {}
+    known, wanted = task(noise, CLASSES, seed=0, **options)([target(1, 3, 2), target(2)])
+    assert [column.tolist() for column in wanted.negatives] == [[0, 0, 0, 1], [3, 4, 5, 3]]
+    assert known.denoise.negative.sum() == len(wanted.known.query) == 4
+
+
 def test_the_task_of_a_run_follows_its_settings():
     categories = Categories((1, 4, 9), ("cat", "dog", "cow"))
     config = tiny_config()

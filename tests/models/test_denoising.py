@@ -129,6 +129,43 @@ def test_the_noise_of_a_crowded_image_is_the_same_in_any_batch():
     assert torch.equal(together.boxes[0], alone.boxes[0]) and torch.equal(together.objects[0], alone.objects[0])
 
 
+def test_contrastive_noise_adds_to_each_object_a_negative_with_one_to_two_times_the_noise():
+    """In the second half of each group."""
+    clean, scales = target(50), {"center_shift": 0.4, "box_scale": 0.3, "label_flip": 0.2}
+    both = noised([clean], groups=40, contrastive=True, max_queries=4000, **scales)
+    assert (both.groups, both.slots) == (40, 100)
+    boxes, size = both.boxes.view(40, 2, 50, 4), clean.boxes[:, 2:]
+    amounts = torch.cat(((boxes[..., :2] - clean.boxes[:, :2]) / size / 0.2, (boxes[..., 2:] / size - 1) / 0.3), dim=-1).abs()
+    positives, negatives = amounts.unbind(1)
+    assert positives.min() < 0.01 and positives.max() <= 1.001 and positives.max() > 0.99
+    assert negatives.min() >= 0.999 and negatives.min() < 1.01 and negatives.max() <= 2.001 and negatives.max() > 1.99
+    assert torch.equal(both.negative, (torch.arange(4000) % 100 >= 50)[None])
+    flipped = (both.labels.view(40, 2, 50) != clean.labels).float().mean((0, 2))
+    assert ((flipped - 0.2).abs() < 0.04).all()  # of both
+    assert torch.equal(both.objects.view(40, 2, 50), torch.arange(50).expand(40, 2, -1))
+
+
+def test_negatives_answer_for_nothing():
+    some = noised([target(2), target(0), target(1)], groups=2, contrastive=True)
+    assert (some.groups, some.slots) == (2, 4)
+    image, query, object_ = some.assignment()
+    assert (image.tolist(), query.tolist(), object_.tolist()) == ([0] * 4 + [2] * 2, [0, 1, 4, 5, 0, 4], [0, 1, 0, 1, 0, 0])
+    image, query = some.negatives()
+    assert (image.tolist(), query.tolist()) == ([0] * 4 + [2] * 2, [2, 3, 6, 7, 2, 6])
+    plain = noised([target(2), target(0)], groups=2)
+    assert not plain.negative.any() and len(plain.negatives()[0]) == 0
+
+
+def test_the_bound_counts_negatives():
+    some = noised([target(9)], groups=3, max_queries=17, contrastive=True)
+    assert (some.groups, some.slots, int(some.valid.sum())) == (3, 4, 12)
+    assert torch.equal(*some.objects.view(3, 2, 2).unbind(1))  # of the same objects
+    with pytest.raises(FieldErrors, match=r"max_queries must be at least 2 \* groups \(6\): .*, got 5"):
+        NoiseConfig(groups=3, max_queries=5, contrastive=True)
+    with pytest.raises(FieldErrors, match="contrastive must be false where center_shift and box_scale are 0"):
+        NoiseConfig(contrastive=True, center_shift=0, box_scale=0)
+
+
 def test_targets_are_not_changed():
     clean = target(5)
     labels, boxes = clean.labels.clone(), clean.boxes.clone()
@@ -136,10 +173,13 @@ def test_targets_are_not_changed():
     assert torch.equal(clean.labels, labels) and torch.equal(clean.boxes, boxes)
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 4), st.lists(st.integers(0, 4), min_size=1, max_size=3))
+@given(
+    st.floats(0, 1), st.floats(0.01, 1), st.integers(1, 4), st.lists(st.integers(0, 4), min_size=1, max_size=3), st.booleans()
+)
 @settings(max_examples=50, deadline=None)
-def test_noised_boxes_are_always_boxes(shift, scale, groups, counts):
-    boxes = noised([target(m, i) for i, m in enumerate(counts)], groups=groups, center_shift=shift, box_scale=scale).boxes
+def test_noised_boxes_are_always_boxes(shift, scale, groups, counts, contrastive):
+    batch = [target(m, i) for i, m in enumerate(counts)]
+    boxes = noised(batch, groups=groups, center_shift=shift, box_scale=scale, contrastive=contrastive).boxes
     assert boxes.isfinite().all() and boxes.min() >= 0 and boxes.max() <= 1
 
 
@@ -163,6 +203,12 @@ def test_the_mask_is_equation_7(p, m, n):
 
 def test_without_isolation_nothing_is_blocked():
     assert not QueryLayout(2, 3, 4, isolated=False).blocked().any()
+
+
+def test_a_label_embedding_may_do_without_the_indicator():
+    label = LabelEmbedding(CLASSES, width=8, indicator=False)
+    assert torch.equal(label(torch.tensor([0, CLASSES]), 1.0), label.table.weight[[0, CLASSES]])
+    assert label.table.weight.shape == (CLASSES + 1, 8) and label.contents(3, None).shape == (3, 8)
 
 
 def test_label_embedding_ends_with_the_indicator():

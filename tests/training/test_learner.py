@@ -43,10 +43,11 @@ def test_parts_add_up_also_where_not_all_objects_are_wanted(task):
     options = {"found": frozenset({0})} if task is KnownObjects else {}
     asked = task(NoiseConfig(groups=2), CLASSES, seed=0, **options)
     _, wanted = asked(targets)
-    counts = [sum(len(t.labels) for t in objects) for objects in (wanted.targets, wanted.reconstructed)]
-    assert 0 < counts[0] != counts[1] > 0
+    found, told = (sum(len(t.labels) for t in objects) for objects in (wanted.targets, wanted.reconstructed))
+    assert 0 < found != told > 0
+    counts = [found, told, 4, 9]  # and images, and all of their objects
     whole, parts = learner(clip=0.0), learner(clip=0.0, accumulate=2)
-    torch.testing.assert_close(whole.count([wanted]), torch.tensor([*counts, 4.0]))
+    torch.testing.assert_close(whole.count([wanted]), torch.tensor(counts, dtype=torch.float32))
     losses = [each.step(pieces, asked) for each, pieces in ((whole, [(images, targets)]), (parts, halves(images, targets)))]
     torch.testing.assert_close(*losses)
 
@@ -114,6 +115,21 @@ def test_a_loss_alone_that_is_not_finite_is_not_learned_from():
     with pytest.raises(NotFinite, match="step 1: not finite: loss "):
         each.step([batch([2, 1])], TASK)
     unchanged(each, before)
+
+
+def test_what_cannot_be_matched_reaches_the_encoders_heads_too():
+    """Two stages: else the other processes would wait for their gradients."""
+    config = tiny_config()
+    config = replace(config, host=replace(config.host, two_stage=True))
+    each = Learner(config, tiny_model(config), CPU, steps_per_epoch=10)
+
+    def unmatched(*args):
+        raise FloatingPointError("a prediction of decoder layer 0 is not finite")
+
+    each.criterion = unmatched
+    images, targets = batch([2, 1])
+    each.backward(images, *TASK(targets), each.count([TASK(targets)[1]]))
+    assert [name for name, p in each.model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_batch_norm_forgets_a_step_that_is_passed_over():

@@ -155,6 +155,8 @@ def test_the_header_warns_of_images_with_more_objects_than_are_denoised(root):
         "epoch, are denoised; noise.max_queries=6 denoises all, with more memory"
     )
     assert header(enough)["denoising"] == "2 groups, at most 6 denoising queries an image"
+    with_negatives = replace(config, noise=replace(config.noise, contrastive=True))
+    assert header(with_negatives)["denoising"] == "2 groups, at most 12 denoising queries an image"
 
 
 def test_a_baseline_has_no_denoising(root):
