@@ -306,7 +306,7 @@ class ProposalPosition(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.embed = nn.Linear(2 * width, 2 * width)
+        self.embed = Linear(2 * width, 2 * width)
         self.norm = nn.LayerNorm(2 * width)
         self.width = width
 
