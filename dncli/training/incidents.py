@@ -163,7 +163,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Output):
-        yield from (value.logits, value.boxes)
+        yield from tensors((value.logits, value.boxes, value.anchors, value.proposals))
     elif isinstance(value, (tuple, list)):
         for inner in value:
             yield from tensors(inner)

@@ -20,6 +20,8 @@ import dndetr.training.loop as loop
 from dndetr.console import UserError
 from dndetr.data.loader import Packed
 from dndetr.models.criterion import Criterion
+from dndetr.models.denoising.layout import QueryLayout
+from dndetr.models.structures import Output
 from dndetr.settings import dump
 from dndetr.training.checkpoint import load_checkpoint, save_checkpoint
 from dndetr.training.incidents import replay
@@ -373,3 +375,11 @@ def test_all_processes_pass_over_the_same_step_and_end_together(config, tmp_path
     assert second.err == ""
     last = load_checkpoint(tmp_path / "run", prefer="last.pt")
     assert (last.step, last.skipped) == (3, 1)
+
+
+def test_every_tensor_of_an_output_is_looked_at():
+    """Also where a decoder started from, and what an encoder proposed; embeddings start from no place."""
+    x = [torch.full((1, 1, 2, 4), float(i)) for i in range(5)]
+    layout = QueryLayout(0, 0, 2)
+    output = Output(x[0], x[1], x[2], layout, proposals=Output(x[3], x[4], None, layout))
+    assert [int(tensor.max()) for tensor in incidents.tensors([output])] == [0, 1, 2, 3, 4]
