@@ -69,11 +69,12 @@ class DetectionHeads(nn.Module):
         return (delta + offset).sigmoid()
 
 
-def initial_anchors(queries: int, kind: str) -> Tensor:
-    """(N, 4) anchor logits: `random` is N(0, 1) as in DAB-DETR, `grid` covers the image evenly with boxes of 0.22."""
+def initial_anchors(queries: int, kind: str, groups: int = 1) -> Tensor:
+    """(G * N, 4) anchor logits: `random` is N(0, 1) as in DAB-DETR, `grid` covers the image evenly with boxes of 0.22."""
     if kind == "random":
-        return torch.randn(queries, 4)
-    return inverse_sigmoid(torch.cat((grid_points(queries), torch.full((queries, 2), 0.22)), dim=1))
+        return torch.randn(groups * queries, 4)
+    grid = inverse_sigmoid(torch.cat((grid_points(queries), torch.full((queries, 2), 0.22)), dim=1))
+    return grid.repeat(groups, 1)
 
 
 def grid_points(queries: int) -> Tensor:

@@ -125,6 +125,16 @@ def positive(config: object, *names: str) -> dict[str, tuple[bool, str]]:
     return {name: (getattr(config, name) > 0, "above 0") for name in names}
 
 
+def groups_apart(config: Any) -> dict[str, tuple[bool, str]]:
+    """Rules for `demand`: groups of matching queries (Group DETR) that only their anchors tell apart do not begin alike.
+
+    On a grid they would: each would learn what the others do, and be one group.
+    """
+    alike = config.anchors == "grid"
+    holds = config.groups > 0 and not (alike and config.groups > 1)
+    return {"groups": (holds, "1 with anchors: grid, where all are the same, else above 0")}
+
+
 def transformer_sizes(config: Any) -> dict[str, tuple[bool, str]]:
     """Rules for `demand`: the sizes that every host's encoder and decoder share."""
     hidden, heads = config.hidden, config.heads

@@ -76,10 +76,14 @@ class LabelEmbedding(nn.Module):
         return self.beside(self.table(labels), indicator)
 
     def contents(self, queries: int, known: Known | None) -> Tensor:
-        """Contents of matching queries: (N, D), or (B, N, D) where each image's class is told (Sec. 5.7.1)."""
+        """Contents of matching queries that hold the unknown class (N, D), or the class that they are told (B, N, D)."""
+        return self.told(self.unknowns(queries), known)
+
+    def told(self, own: Tensor, known: Known | None) -> Tensor:
+        """Contents of matching queries: their `own` (N, D), or (B, N, D) where each image's class is told (Sec. 5.7.1)."""
         if known is None or known.label is None:
-            return self.unknowns(queries)
-        return self(known.label, 1.0)[:, None].expand(-1, queries, -1)
+            return own
+        return self(known.label, 1.0)[:, None].expand(-1, len(own), -1) + 0 * own  # what was learned stays in the graph
 
     def unknowns(self, queries: int) -> Tensor:
         """Contents of matching queries (N, D): the unknown class, indicator 0."""

@@ -14,7 +14,7 @@ from dndetr.models.linear import Linear
 from dndetr.models.neck import Projection
 from dndetr.models.position import encode_anchors, waves
 from dndetr.models.row_column import Axes, Grid, RowColumnAttention
-from dndetr.models.structures import STRICT, Feature, Images, Output, demand, positive, transformer_sizes
+from dndetr.models.structures import STRICT, Feature, Images, Output, demand, groups_apart, positive, transformer_sizes
 from dndetr.models.transformer import Attention, FeedForward
 
 
@@ -40,13 +40,7 @@ class AnchorDetrConfig:
     untold: ClassVar[str | None] = None  # the setting by which queries can be told nothing
 
     def __post_init__(self) -> None:
-        different = self.groups == 1 or self.anchors == "learned"
-        demand(
-            self,
-            groups=(self.groups > 0 and different, "1 with anchors: grid, where all are the same, else above 0"),
-            **positive(self, "patterns", "levels"),
-            **transformer_sizes(self),
-        )
+        demand(self, **positive(self, "patterns", "levels"), **groups_apart(self), **transformer_sizes(self))
 
 
 class AnchorDetr(nn.Module):
@@ -91,9 +85,7 @@ class AnchorDetr(nn.Module):
 
     def queries(self, batch: int, known: Known | None) -> Queries:
         """Positions are points (B, W, 2) as they are, in [0, 1]."""
-        content = self.points.new_zeros(len(self.points), self.width)
-        if known is not None and known.label is not None:
-            content = self.label.contents(len(content), known)
+        content = self.label.told(self.points.new_zeros(len(self.points), self.width), known)
         content, points = self.patterns(content, self.points)
         return assemble(content, points, known, batch=batch, label=self.label, locate=lambda b: b[..., :2], groups=self.groups)
 

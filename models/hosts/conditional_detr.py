@@ -69,9 +69,7 @@ class ConditionalDetr(nn.Module):
         tokens = self.project(feature.x).flatten(2).transpose(1, 2)
         padding = None if feature.padding is None else feature.padding.flatten(1)
         tokens = self.encoder(tokens, position, padding)
-        content = torch.zeros_like(self.position)
-        if known is not None and known.label is not None:
-            content = self.label.contents(len(content), known)
+        content = self.label.told(torch.zeros_like(self.position), known)
         at = torch.cat((self.position, self.point(self.position)), dim=-1)
         queries = assemble(content, at, known, batch=len(tokens), label=self.label, locate=self.place, groups=self.groups)
         states, boxes = self.decoder(queries, Memory(tokens, position, padding, [tokens.shape[1]]), self.heads)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from dndetr.models.boxes import inverse_sigmoid
@@ -13,7 +12,7 @@ from dndetr.models.conditional import ConditionalDecoder, Memory
 from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, assemble
 from dndetr.models.heads import DetectionHeads, initial_anchors
 from dndetr.models.position import encode_image
-from dndetr.models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
+from dndetr.models.structures import STRICT, Images, Output, demand, groups_apart, positive, transformer_sizes
 from dndetr.models.transformer import DenseEncoder, init_xavier
 
 
@@ -39,7 +38,7 @@ class DabDetrConfig:
 
     def __post_init__(self) -> None:
         patterns = (self.patterns >= 0, "0 or more")
-        demand(self, patterns=patterns, **positive(self, "temperature", "groups"), **transformer_sizes(self))
+        demand(self, patterns=patterns, **positive(self, "temperature"), **groups_apart(self), **transformer_sizes(self))
 
 
 class DabDetr(nn.Module):
@@ -54,8 +53,7 @@ class DabDetr(nn.Module):
         init_xavier(self)
         self.label = LabelEmbedding(num_classes, width, embeddings)
         self.patterns = Patterns(config.patterns, width, config.groups)
-        anchors = [initial_anchors(config.queries, config.anchors) for _ in range(config.groups)]
-        self.anchors = nn.Parameter(torch.cat(anchors))
+        self.anchors = nn.Parameter(initial_anchors(config.queries, config.anchors, config.groups))
         self.groups = config.groups
         self.heads = DetectionHeads(width, num_classes, config.decoder_layers, shared=True, eps=1e-3, embeddings=embeddings)
         self.temperature = config.temperature

@@ -65,12 +65,13 @@ class DeformableDetrConfig:
 
     def __post_init__(self) -> None:
         dense, points = self.decoder == "dense", self.query == "point"
+        single = points or self.two_stage or (dense and self.anchors == "grid")  # where groups would all be the same, or none
         demand(
             self,
             query=(not (points and dense), "box with decoder: dense"),
             groups=(
-                self.groups == 1 or (not points and not self.two_stage and self.groups > 0),
-                "1 where query is point or two_stage is true, else above 0",
+                self.groups > 0 and not (single and self.groups > 1),
+                "1 where query is point or two_stage is true, or a dense decoder has anchors: grid, else above 0",
             ),
             **{
                 name: (not getattr(self, name) or (self.refine and not dense), "false unless decoder is deformable and refine")
@@ -135,8 +136,7 @@ class DeformableDetr(nn.Module):
         if self.two_stage:
             self.content = nn.Parameter(torch.randn(queries, width))
             return
-        anchors = [initial_anchors(queries, config.anchors) for _ in range(config.groups)]
-        self.anchors = nn.Parameter(torch.cat(anchors))
+        self.anchors = nn.Parameter(initial_anchors(queries, config.anchors, config.groups))
         if self.dense:
             self.patterns = Patterns(config.patterns, width, config.groups)
         else:
@@ -164,6 +164,5 @@ class DeformableDetr(nn.Module):
         else:
             content = self.content if self.two_stage else with_indicator(self.content, 0.0)
             anchors = proposed if self.two_stage else self.anchors
-            if known is not None and known.label is not None:  # in place of what was learned, which stays in the graph
-                content = self.label.contents(len(content), known) + 0 * content
+            content = self.label.told(content, known)
         return assemble(content, anchors, known, batch=batch, label=self.label, locate=inverse_sigmoid, groups=self.groups)

@@ -14,7 +14,7 @@ from dndetr.models.deformable import DeformableEncoder, init_stars
 from dndetr.models.denoising.queries import Known, LabelEmbedding, assemble
 from dndetr.models.heads import DetectionHeads, initial_anchors
 from dndetr.models.neck import Neck
-from dndetr.models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
+from dndetr.models.structures import STRICT, Images, Output, demand, groups_apart, positive, transformer_sizes
 from dndetr.models.transformer import DenseEncoder, init_xavier
 
 
@@ -46,7 +46,7 @@ class SamDetrConfig:
 
     def __post_init__(self) -> None:
         single = (not self.norm or self.levels == 1, "false with several levels, which always have it")
-        demand(self, norm=single, **positive(self, "levels", "groups", "points"), **transformer_sizes(self))
+        demand(self, norm=single, **positive(self, "levels", "points"), **groups_apart(self), **transformer_sizes(self))
 
 
 class SamDetr(nn.Module):
@@ -74,8 +74,7 @@ class SamDetr(nn.Module):
         self.neck = Neck(backbone.channels, width, config.levels, norm=config.norm or not self.dense, embed=not self.dense)
         init_xavier(self.neck.project)
         self.label = LabelEmbedding(num_classes, width, embeddings)
-        anchors = [initial_anchors(config.queries, config.anchors) for _ in range(config.groups)]
-        self.anchors = nn.Parameter(torch.cat(anchors))
+        self.anchors = nn.Parameter(initial_anchors(config.queries, config.anchors, config.groups))
         self.groups = config.groups
         self.heads = DetectionHeads(width, num_classes, layers, shared=False, eps=1e-5, embeddings=embeddings)
         self.backbone = backbone
@@ -83,9 +82,7 @@ class SamDetr(nn.Module):
     def forward(self, images: Images, known: Known | None = None) -> Output:
         image = self.neck(self.backbone(images), temperature=10000.0, offset=-0.5)
         memory = self.encoder(image.tokens, image.position, image.padding) if self.dense else self.encoder(image)
-        content = self.anchors.new_zeros(len(self.anchors), memory.shape[-1])
-        if known is not None and known.label is not None:
-            content = self.label.contents(len(content), known)
+        content = self.label.told(self.anchors.new_zeros(len(self.anchors), memory.shape[-1]), known)
         queries = assemble(
             content, self.anchors, known, batch=len(memory), label=self.label, locate=inverse_sigmoid, groups=self.groups
         )

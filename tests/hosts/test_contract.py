@@ -21,7 +21,7 @@ from dndetr.models.hosts.dino import DinoConfig
 from dndetr.models.hosts.sam_detr import SamDetrConfig
 from dndetr.models.hosts.smca import SmcaConfig
 from dndetr.models.matcher import MatchConfig, Matcher
-from dndetr.models.structures import Images, Target
+from dndetr.models.structures import FieldErrors, Images, Target
 
 CLASSES, QUERIES = 5, 9
 SIZES = dict(queries=QUERIES, hidden=32, heads=4, ffn=48, encoder_layers=1, decoder_layers=3)
@@ -295,6 +295,15 @@ def test_groups_of_matching_queries_do_not_see_each_other(form):
     valid = known(targets).denoise.valid
     torch.testing.assert_close(beside.logits[:, valid], denoising.logits[:, valid], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(matching.logits, every.logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["dab", "deformable, dense decoder", "sam", "anchor"])
+def test_groups_that_would_all_be_the_same_are_refused(form):
+    """On a grid, where anchors alone tell queries apart, they would begin alike and learn alike."""
+    replace(FORMS[form], groups=2)
+    replace(FORMS[form], anchors="grid")
+    with pytest.raises(FieldErrors, match="groups must be 1 .* anchors: grid"):
+        replace(FORMS[form], groups=2, anchors="grid")
 
 
 @pytest.mark.parametrize("form", GROUPED)
