@@ -39,13 +39,10 @@ class Level(NamedTuple):
 def levels_of(image: Pyramid, memory: Tensor) -> list[Level]:
     """The levels of an image whose encoded tokens are `memory` (B, S, D), coarse to fine."""
     split = [x.split(image.sizes, dim=1) for x in (memory, image.position)]
-    hidden = [None] * len(image.sizes) if image.padding is None else image.padding.split(image.sizes, dim=1)
     levels = []
-    for i, (tokens, position, padding) in enumerate(zip(*split, hidden, strict=True)):
-        h, w = image.shapes[i]
-        size = (image.valid[:, i] * image.valid.new_tensor([w, h])).round()  # of float shares: whole on every canvas
-        at = None if padding is None else padding.unflatten(1, (h, w))
-        levels.append(Level(tokens, position, padding, (h, w), size, bordered(tokens.mT.unflatten(2, (h, w)), at)))
+    for i, (tokens, position, padding, shape) in enumerate(zip(*split, image.hidden, image.shapes, strict=True)):
+        at = None if padding is None else padding.unflatten(1, shape)
+        levels.append(Level(tokens, position, padding, shape, image.extent(i), bordered(tokens.mT.unflatten(2, shape), at)))
     return levels[::-1]
 
 

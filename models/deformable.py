@@ -81,6 +81,16 @@ class Pyramid:
         """Tokens of each level."""
         return [h * w for h, w in self.shapes]
 
+    @property
+    def hidden(self) -> list[Tensor | None]:
+        """The padding of each level (B, h * w), None where nothing is padded."""
+        return [None] * len(self.shapes) if self.padding is None else list(self.padding.split(self.sizes, dim=1))
+
+    def extent(self, level: int) -> Tensor:
+        """Width and height of the images in whole pixels of a level (B, 2), the same on every canvas."""
+        h, w = self.shapes[level]
+        return (self.valid[:, level] * self.valid.new_tensor((w, h))).round()
+
 
 class DeformableAttention(nn.Module):
     """Each query samples P points around its reference in each of L levels and head."""
@@ -183,8 +193,7 @@ def token_centers(image: Pyramid) -> list[Tensor]:
     for level, (h, w) in enumerate(image.shapes):
         y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
         pixel = torch.stack((x, y), dim=-1).flatten(0, 1).to(image.valid)  # hw 2
-        size = (image.valid[:, level] * image.valid.new_tensor((w, h))).round()  # in pixels, the same on every canvas
-        centers.append(pixel / size[:, None])
+        centers.append(pixel / image.extent(level)[:, None])
     return centers
 
 

@@ -143,8 +143,7 @@ class ScaleLayer(nn.Module):
         """The sums (B, S, D) of what the convolutions make of x (B, S, D), which is 0 under the padding."""
         parts = zip(x.split(image.sizes, dim=1), image.shapes, strict=True)
         maps = [part.mT.unflatten(2, shape) for part, shape in parts]
-        hidden = [None] * len(maps) if image.padding is None else image.padding.split(image.sizes, dim=1)
-        own = [convolve(each) for convolve, each in zip(self.own, maps, strict=True)]
+        hidden, own = image.hidden, [convolve(each) for convolve, each in zip(self.own, maps, strict=True)]
         found = []
         for i, (h, w) in enumerate(image.shapes):
             here = own[i]

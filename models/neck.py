@@ -80,6 +80,13 @@ def masked_group_norm(x: Tensor, padding: Tensor, norm: nn.GroupNorm) -> Tensor:
     return (normed * norm.weight[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
 
 
+def as_tokens(feature: Feature, project: nn.Module, temperature: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One map as DETR's transformer takes it: tokens and their encoded positions, each (B, S, D), and the padding (B, S)."""
+    tokens = project(feature.x).flatten(2).transpose(1, 2)
+    position = encode_image(feature, tokens.shape[2], temperature).to(feature.x.dtype)
+    return tokens, position, None if feature.padding is None else feature.padding.flatten(1)
+
+
 def valid_share(feature: Feature) -> Tensor:
     """The unpadded share of width and height (B, 2)."""
     x, padding = feature

@@ -12,7 +12,7 @@ from dndetr.models.boxes import inverse_sigmoid
 from dndetr.models.conditional import Memory, PointDecoder
 from dndetr.models.denoising.queries import Known, LabelEmbedding, assemble
 from dndetr.models.heads import MLP, DetectionHeads
-from dndetr.models.position import encode_image
+from dndetr.models.neck import as_tokens
 from dndetr.models.structures import STRICT, Images, Output, demand, positive, transformer_sizes
 from dndetr.models.transformer import DenseEncoder, init_xavier
 
@@ -64,10 +64,7 @@ class ConditionalDetr(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Images, known: Known | None = None) -> Output:
-        feature = self.backbone(images)[-1]
-        position = encode_image(feature, self.project.out_channels, temperature=10000.0).to(feature.x.dtype)
-        tokens = self.project(feature.x).flatten(2).transpose(1, 2)
-        padding = None if feature.padding is None else feature.padding.flatten(1)
+        tokens, position, padding = as_tokens(self.backbone(images)[-1], self.project, temperature=10000.0)
         tokens = self.encoder(tokens, position, padding)
         content = self.label.told(torch.zeros_like(self.position), known)
         at = torch.cat((self.position, self.point(self.position)), dim=-1)

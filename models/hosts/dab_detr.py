@@ -11,7 +11,7 @@ from dndetr.models.boxes import inverse_sigmoid
 from dndetr.models.conditional import ConditionalDecoder, Memory
 from dndetr.models.denoising.queries import Known, LabelEmbedding, Patterns, assemble
 from dndetr.models.heads import DetectionHeads, initial_anchors
-from dndetr.models.position import encode_image
+from dndetr.models.neck import as_tokens
 from dndetr.models.structures import STRICT, Images, Output, demand, groups_apart, positive, transformer_sizes
 from dndetr.models.transformer import DenseEncoder, init_xavier
 
@@ -60,10 +60,7 @@ class DabDetr(nn.Module):
         self.backbone = backbone
 
     def forward(self, images: Images, known: Known | None = None) -> Output:
-        feature = self.backbone(images)[-1]
-        position = encode_image(feature, self.project.out_channels, self.temperature).to(feature.x.dtype)
-        tokens = self.project(feature.x).flatten(2).transpose(1, 2)
-        padding = None if feature.padding is None else feature.padding.flatten(1)
+        tokens, position, padding = as_tokens(self.backbone(images)[-1], self.project, self.temperature)
         tokens = self.encoder(tokens, position, padding)
         content, anchors = self.patterns(self.label.contents(len(self.anchors), known), self.anchors)
         queries = assemble(

@@ -83,8 +83,7 @@ class Smca(nn.Module):
         h, w = images.pixels.shape[-2:]
         size = valid_share(Feature(images.pixels, images.padding)) * tokens.new_tensor([w, h], dtype=torch.float32)
         parts = [x.split(image.sizes, dim=1) for x in (tokens, image.position)]
-        hidden = [None] * len(image.sizes) if image.padding is None else image.padding.split(image.sizes, dim=1)
-        given = zip(*parts, hidden, image.shapes, self.strides, strict=True)
+        given = zip(*parts, image.hidden, image.shapes, self.strides, strict=True)
         found = [Scale(*part, shape, size / stride, stride) for *part, shape, stride in given]
         return found if self.halve is None else [self.halved(found[0], size), *found[1:]]
 
