@@ -77,9 +77,9 @@ class LabelEmbedding(nn.Module):
 
     def contents(self, queries: int, known: Known | None) -> Tensor:
         """Contents of matching queries that hold the unknown class (N, D), or the class that they are told (B, N, D)."""
-        return self.told(self.unknowns(queries), known)
+        return self.looking_for(self.unknowns(queries), known)
 
-    def told(self, own: Tensor, known: Known | None) -> Tensor:
+    def looking_for(self, own: Tensor, known: Known | None) -> Tensor:
         """Contents of matching queries: their `own` (N, D), or (B, N, D) where each image's class is told (Sec. 5.7.1)."""
         if known is None or known.label is None:
             return own

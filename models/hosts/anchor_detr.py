@@ -85,7 +85,7 @@ class AnchorDetr(nn.Module):
 
     def queries(self, batch: int, known: Known | None) -> Queries:
         """Positions are points (B, W, 2) as they are, in [0, 1]."""
-        content = self.label.told(self.points.new_zeros(len(self.points), self.width), known)
+        content = self.label.looking_for(self.points.new_zeros(len(self.points), self.width), known)
         content, points = self.patterns(content, self.points)
         return assemble(content, points, known, batch=batch, label=self.label, locate=lambda b: b[..., :2], groups=self.groups)
 

@@ -66,7 +66,7 @@ class ConditionalDetr(nn.Module):
     def forward(self, images: Images, known: Known | None = None) -> Output:
         tokens, position, padding = as_tokens(self.backbone(images)[-1], self.project, temperature=10000.0)
         tokens = self.encoder(tokens, position, padding)
-        content = self.label.told(torch.zeros_like(self.position), known)
+        content = self.label.looking_for(torch.zeros_like(self.position), known)
         at = torch.cat((self.position, self.point(self.position)), dim=-1)
         queries = assemble(content, at, known, batch=len(tokens), label=self.label, locate=self.place, groups=self.groups)
         states, boxes = self.decoder(queries, Memory(tokens, position, padding, [tokens.shape[1]]), self.heads)

@@ -164,5 +164,5 @@ class DeformableDetr(nn.Module):
         else:
             content = self.content if self.two_stage else with_indicator(self.content, 0.0)
             anchors = proposed if self.two_stage else self.anchors
-            content = self.label.told(content, known)
+            content = self.label.looking_for(content, known)
         return assemble(content, anchors, known, batch=batch, label=self.label, locate=inverse_sigmoid, groups=self.groups)

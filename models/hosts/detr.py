@@ -63,7 +63,7 @@ class Detr(nn.Module):
     def forward(self, images: Images, known: Known | None = None) -> Output:
         tokens, position, padding = as_tokens(self.backbone(images)[-1], self.project, temperature=10000.0)
         tokens = self.encoder(tokens, position, padding)
-        content = self.label.told(torch.zeros_like(self.position), known)
+        content = self.label.looking_for(torch.zeros_like(self.position), known)
         queries = assemble(
             content, self.position, known, batch=len(tokens), label=self.label, locate=self.place, groups=self.groups
         )

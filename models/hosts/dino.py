@@ -74,7 +74,7 @@ class Dino(nn.Module):
         image = self.neck(self.backbone(images), temperature=20.0, offset=0.0)
         memory = self.encoder(image)
         anchors, proposals = self.proposals(memory, image)
-        content = self.label.told(self.content, known)
+        content = self.label.looking_for(self.content, known)
         queries = assemble(content, anchors, known, batch=len(memory), label=self.label, locate=inverse_sigmoid)
         states, boxes, start = self.decoder(queries, memory, image, self.heads)
         return Output(self.heads.logits(0, states), boxes, start, queries.layout, proposals=proposals)

@@ -82,7 +82,7 @@ class SamDetr(nn.Module):
     def forward(self, images: Images, known: Known | None = None) -> Output:
         image = self.neck(self.backbone(images), temperature=10000.0, offset=-0.5)
         memory = self.encoder(image.tokens, image.position, image.padding) if self.dense else self.encoder(image)
-        content = self.label.told(self.anchors.new_zeros(len(self.anchors), memory.shape[-1]), known)
+        content = self.label.looking_for(self.anchors.new_zeros(len(self.anchors), memory.shape[-1]), known)
         queries = assemble(
             content, self.anchors, known, batch=len(memory), label=self.label, locate=inverse_sigmoid, groups=self.groups
         )
